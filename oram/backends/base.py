@@ -1,0 +1,205 @@
+"""The seam to the untrusted server: equally sized slots of ciphertext in named regions.
+
+A backend has no notion of blocks, trees or keys. What it can do beyond the plain protocol is said by its
+:class:`Capability` flags and by nothing else.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ClassVar, Self
+
+import numpy as np
+
+from oram.errors import BackendError
+from oram.types import I64, U8
+
+
+class Capability(enum.Flag):
+    """What a backend can do beyond the plain protocol."""
+
+    NONE = 0
+    DURABLE = enum.auto()  #: what was synced survives power loss
+    ATOMIC = enum.auto()  #: one ``write_all`` lands whole or not at all, also in a crash
+    REMOTE = enum.auto()  #: a round trip costs much more than its bytes
+    XOR = enum.auto()  #: ``read_xor`` is there
+    BUFFER = enum.auto()  #: ``buffer`` hands out the region's memory itself
+
+
+@dataclass(frozen=True, slots=True)
+class RegionShape:
+    """``slots`` slots of ``slot_size`` bytes each."""
+
+    slots: int
+    slot_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """What a read returned.
+
+    data: uint8, shape (n, slot_size), C-contiguous and writable; rows of absent slots are zero.
+    present: uint8, shape (n,); 0 where the slot was never written.
+    """
+
+    data: U8
+    present: U8
+
+
+@dataclass(frozen=True, slots=True)
+class SlotWrite:
+    """``data[i]`` (uint8, shape (n, slot_size), C-contiguous) goes to slot ``indices[i]`` (int64, distinct)."""
+
+    region: str
+    indices: I64
+    data: U8
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRead:
+    """Read slots ``indices`` (int64; a slot may be named twice) of ``region``."""
+
+    region: str
+    indices: I64
+
+
+class StateFile(abc.ABC):
+    """A small trusted, durable map of bytes to bytes, for the client state; its durability is its engine's.
+
+    One transaction at a time. ``sync`` at construction says whether ``commit`` survives power loss (True) or the
+    death of the process only (False).
+    """
+
+    #: The backend that ``commit(..., writes=...)`` can write to in the same transaction, if any.
+    shared: Backend | None = None
+
+    @abc.abstractmethod
+    def get(self, key: bytes) -> bytes | None:
+        """The value of ``key``, or None."""
+
+    @abc.abstractmethod
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """All pairs whose key starts with ``prefix``, in key order."""
+
+    @abc.abstractmethod
+    def commit(
+        self,
+        puts: Sequence[tuple[bytes, bytes | memoryview]],
+        deletes: Sequence[bytes] = (),
+        *,
+        writes: Sequence[SlotWrite] = (),
+    ) -> None:
+        """Apply all of it in one transaction, durable on return.
+
+        writes: slot writes to the backend in ``shared``, in the very same transaction (empty where ``shared`` is None).
+        Raises BackendFullError where there is no room; then nothing of it was applied.
+        """
+
+    @abc.abstractmethod
+    def sync(self) -> None:
+        """Make everything committed survive power loss."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release the file. Idempotent."""
+
+
+class Backend(abc.ABC):
+    """Untrusted slots of ciphertext. Round trips are counted by calls: one call, one round trip.
+
+    Argument errors (unknown region, index out of range, wrong shape or dtype) are ``BackendError`` before
+    anything changes.
+    """
+
+    capabilities: ClassVar[Capability] = Capability.NONE
+
+    @abc.abstractmethod
+    def allocate(self, region: str, shape: RegionShape) -> None:
+        """Declare a region. Instant for any number of slots; storage grows with use.
+
+        Idempotent for an equal shape; BackendError for another one.
+        """
+
+    @abc.abstractmethod
+    def regions(self) -> Mapping[str, RegionShape]:
+        """The declared regions."""
+
+    @abc.abstractmethod
+    def drop(self, region: str) -> None:
+        """Forget a region and its slots; no error where there is none."""
+
+    @abc.abstractmethod
+    def read(self, region: str, indices: I64) -> Slots:
+        """Read slots in one round trip, however many."""
+
+    @abc.abstractmethod
+    def write_all(self, writes: Sequence[SlotWrite]) -> None:
+        """Write slots, of any regions, in one round trip; all or nothing where ATOMIC."""
+
+    def write(self, region: str, indices: I64, data: U8) -> None:
+        """Write slots of one region in one round trip."""
+        self.write_all((SlotWrite(region, indices, data),))
+
+    def exchange(self, writes: Sequence[SlotWrite], reads: SlotRead) -> Slots:
+        """A write-back and the next read in one round trip; the read sees the writes."""
+        self.write_all(writes)
+        return self.read(reads.region, reads.indices)
+
+    @abc.abstractmethod
+    def sync(self) -> None:
+        """Make everything written survive power loss, where DURABLE."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release the backend. Idempotent; every other call after it is BackendError."""
+
+    @abc.abstractmethod
+    def state_file(self) -> StateFile | None:
+        """A file for the client state beside the slots, or None where client state has to live elsewhere."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class BufferBackend(Backend):
+    """A backend with BUFFER: its slots are memory of this process."""
+
+    @abc.abstractmethod
+    def buffer(self, region: str) -> Slots:
+        """The region's memory itself: ``data`` (slots, slot_size) and ``present`` (slots,), both writable in place."""
+
+
+class XorBackend(Backend):
+    """A backend with XOR."""
+
+    @abc.abstractmethod
+    def read_xor(self, region: str, groups: I64) -> U8:
+        """XOR the slots of each group at the server, in one round trip.
+
+        groups: int64, shape (g, n). Returns uint8, shape (g, slot_size). An absent slot counts as zeros.
+        """
+
+
+def check_indices(shape: RegionShape, indices: I64) -> None:
+    """Raise BackendError unless ``indices`` is a 1-d int64 array within the region."""
+    if indices.dtype != np.int64 or indices.ndim != 1:
+        raise BackendError("slot indices must be a one-dimensional int64 array")
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= shape.slots):
+        raise BackendError(f"slot index outside a region of {shape.slots} slots")
+
+
+def check_write(shape: RegionShape, write: SlotWrite) -> None:
+    """Raise BackendError unless ``write`` fits a region of this shape and names no slot twice."""
+    check_indices(shape, write.indices)
+    data = write.data
+    if data.dtype != np.uint8 or data.shape != (write.indices.size, shape.slot_size) or not data.flags.c_contiguous:
+        raise BackendError(f"slot data must be a C-contiguous uint8 array of shape (n, {shape.slot_size})")
+    if write.indices.size > 1 and np.unique(write.indices).size != write.indices.size:
+        raise BackendError("a write names a slot twice")

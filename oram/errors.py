@@ -1,0 +1,139 @@
+"""The one exception tree. Messages carry public values only: no key, value, address, stash size or level."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AddressError",
+    "BackendError",
+    "BackendFullError",
+    "BackupError",
+    "BlockSizeError",
+    "CapacityError",
+    "CipherUnavailableError",
+    "ForkedStoreError",
+    "HandleError",
+    "IntegrityError",
+    "KeyTooLargeError",
+    "KeyTypeError",
+    "MissingKeyError",
+    "OramError",
+    "ParameterError",
+    "PoisonedError",
+    "RollbackError",
+    "StaleStateError",
+    "StateMissingError",
+    "StoreClosedError",
+    "StoreExistsError",
+    "StoreLockedError",
+    "StoreNotFoundError",
+    "UncleanShutdownError",
+    "ValueTooLargeError",
+    "WrongKeyError",
+]
+
+
+class OramError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ParameterError(OramError, ValueError):
+    """Parameters that cannot make a store. All problems are reported together."""
+
+
+class AddressError(OramError, IndexError):
+    """A block address outside ``0 <= address < capacity``."""
+
+
+class BlockSizeError(OramError, ValueError):
+    """Block data longer than the block size."""
+
+
+class KeyTypeError(OramError, TypeError):
+    """A key or value that is not bytes-like."""
+
+
+class KeyTooLargeError(OramError, ValueError):
+    """A key that cannot fit a record of this store."""
+
+
+class ValueTooLargeError(OramError, ValueError):
+    """A value that cannot fit a record of this store. Raised before anything happens."""
+
+
+class MissingKeyError(OramError, KeyError):
+    """The key is not in the store. Raised after the access, which a miss costs like a hit."""
+
+    def __str__(self) -> str:
+        return "no such key"
+
+
+class CapacityError(OramError):
+    """The store is full. Raised after the access."""
+
+
+class BackendError(OramError):
+    """The backend failed to read or write."""
+
+
+class BackendFullError(BackendError):
+    """The backend has no room left (disk or memory limit). Nothing acknowledged is lost; make room and reopen."""
+
+
+class StoreNotFoundError(OramError):
+    """No store at that place."""
+
+
+class StoreExistsError(OramError):
+    """There is a store at that place already."""
+
+
+class StoreLockedError(OramError):
+    """Another handle, in this or another process, has the store open."""
+
+
+class HandleError(OramError, TypeError):
+    """A handle used in a way it refuses (pickled, copied)."""
+
+
+class StoreClosedError(OramError):
+    """The handle was closed, or failed in the middle of an access. Reopen the store."""
+
+
+class ForkedStoreError(OramError):
+    """The handle was opened before a fork and is used after it in the child."""
+
+
+class StateMissingError(OramError):
+    """The server's part of the store is there, the client state is not."""
+
+
+class UncleanShutdownError(OramError):
+    """A store with ``durability="none"`` was not closed, so that its client state is gone."""
+
+
+class BackupError(OramError):
+    """The client state is a backup. Restore it into a new store; it is never opened as it is."""
+
+
+class WrongKeyError(OramError):
+    """The key or passphrase does not open the header (or the header was changed)."""
+
+
+class CipherUnavailableError(OramError):
+    """The store's cipher is not installed here (``pip install oram[aegis]``)."""
+
+
+class IntegrityError(OramError):
+    """Stored data was changed, swapped, withheld or is stale. The handle refuses further work."""
+
+
+class RollbackError(IntegrityError):
+    """The server's part of the store is older than the client state."""
+
+
+class StaleStateError(IntegrityError):
+    """The client state is older than the server's part of the store."""
+
+
+class PoisonedError(IntegrityError):
+    """An earlier access of this handle found changed data; it refuses further work."""
