@@ -1,0 +1,122 @@
+/* The kernels of oram: one batch of an access in one call.
+ *
+ * Read by the compiler, by cffi (oram/kernels/build.py drops the preprocessor lines) and by people.
+ * The caller owns every buffer and has checked every length; nothing here allocates (OpenSSL's own contexts
+ * aside), keeps global state or holds the GIL. oram/kernels/reference.py is the same in Python and is the specification.
+ */
+#ifndef ORAM_H
+#define ORAM_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* Operations of a request. */
+#define ORAM_READ 0
+#define ORAM_WRITE 1
+#define ORAM_REMOVE 2
+#define ORAM_DUMMY 3
+
+/* Results of a call: 0 is success; a positive result is the generation whose cipher context is missing (nothing
+ * was changed; supply it and call again). */
+#define ORAM_OK 0
+#define ORAM_TAMPERED (-1)
+#define ORAM_CIPHER_FAILED (-2)
+#define ORAM_POOL_FULL (-3)
+
+#define ORAM_TAG 16 /* bytes of authentication tag behind each sealed page */
+
+/* A cipher: seal writes len + ORAM_TAG bytes, open reads them and returns 0 only if they are authentic.
+ * The nonce is (counter, padded with zeros); the slot number is associated data. In place is allowed. */
+typedef int (*oram_seal_fn)(void *ctx, uint64_t counter, uint64_t slot, const uint8_t *plain, size_t len, uint8_t *sealed);
+typedef int (*oram_open_fn)(void *ctx, uint64_t counter, uint64_t slot, const uint8_t *sealed, size_t len, uint8_t *plain);
+typedef struct {
+    oram_seal_fn seal;
+    oram_open_fn open;
+} oram_cipher;
+
+/* Contexts of one cipher by generation; NULL where not loaded. New pages are sealed under `current`. */
+typedef struct {
+    const oram_cipher *cipher;
+    void **contexts;
+    uint32_t count;
+    uint32_t current;
+    uint64_t counter; /* next nonce of the current generation */
+} oram_keys;
+
+/* AES-256-GCM by libcrypto's EVP. */
+void *oram_gcm_new(const uint8_t *key);
+void oram_gcm_free(void *ctx);
+const oram_cipher *oram_gcm(void);
+
+/* A cipher with detached tags whose functions live in another library (libaegis). */
+typedef int (*oram_detached_encrypt_fn)(uint8_t *c, uint8_t *mac, size_t maclen, const uint8_t *m, size_t mlen,
+                                        const uint8_t *ad, size_t adlen, const uint8_t *npub, const uint8_t *k);
+typedef int (*oram_detached_decrypt_fn)(uint8_t *m, const uint8_t *c, size_t clen, const uint8_t *mac, size_t maclen,
+                                        const uint8_t *ad, size_t adlen, const uint8_t *npub, const uint8_t *k);
+typedef struct {
+    oram_detached_encrypt_fn encrypt;
+    oram_detached_decrypt_fn decrypt;
+    uint8_t key[32];
+} oram_detached;
+const oram_cipher *oram_detached_cipher(void);
+
+/* Seal or open n pages of len plain bytes one after the other: the floor of an access, for benchmarks. */
+int oram_seal_many(const oram_cipher *cipher, void *ctx, uint64_t counter, uint32_t n, size_t len, const uint8_t *plain, uint8_t *sealed);
+int oram_open_many(const oram_cipher *cipher, void *ctx, uint64_t counter, uint32_t n, size_t len, const uint8_t *sealed, uint8_t *plain);
+
+/* Path ORAM: geometry and client state. docs/architecture.md explains pages, references and the pool. */
+typedef struct {
+    uint32_t Z, L, T, h; /* bucket slots, leaf level, first level at the server, levels a page */
+    uint32_t h0, layers; /* levels of the page in layer 0, number of layers */
+    uint32_t B;          /* bytes of a block */
+    uint32_t plain;      /* bytes of a page in clear; a slot is plain + ORAM_TAG */
+    uint64_t N;          /* blocks */
+    uint32_t *position;  /* (N) leaf of each block */
+    uint64_t *refs;      /* (2^T) references of the pages of layer 0 */
+    int32_t *head;       /* (2^T) first pool slot of each chain, -1 at its end */
+    uint32_t *pool_addr; /* (pool_cap) ORAM_EMPTY where free */
+    uint32_t *pool_leaf; /* (pool_cap) */
+    int32_t *pool_next;  /* (pool_cap) chain, or list of free slots */
+    uint8_t *pool_data;  /* (pool_cap, B) */
+    int32_t pool_cap, pool_free, pool_used;
+} oram_path;
+
+/* Bytes of scratch memory a batch of m requests needs (8-byte aligned). The first part of it holds the plan. */
+size_t oram_path_scratch(const oram_path *p, uint32_t m);
+
+/* Step 1: which pages. path: (m) leaf that each request reads. slots: (m * layers) slot numbers, in layer order.
+ * Returns the number of pages. Changes nothing but scratch. */
+uint32_t oram_path_plan(const oram_path *p, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint32_t *draws,
+                        uint32_t *path, uint64_t *slots, uint8_t *scratch);
+
+/* Step 2: open, serve, evict, seal. sealed: the pages read, (pages, plain + ORAM_TAG), replaced by those to write; or,
+ * with in_place, the memory of the whole region. present: likewise. data: (m, B) for writes. out: (m, B) the blocks
+ * before each request. placed: (pages * (2^h - 1) * Z) addresses in each slot, ORAM_EMPTY where none; may be NULL. */
+int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs,
+                     const uint32_t *draws, uint32_t pages, const uint64_t *slots, uint8_t *sealed, uint8_t *present,
+                     int in_place, const uint8_t *data, uint8_t *out, uint32_t *placed, uint8_t *scratch);
+
+/* Open n pages under the references given (0: the page is empty, and comes out as such). */
+int oram_path_open(const oram_path *p, const oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *refs,
+                   const uint8_t *sealed, const uint8_t *present, uint8_t *plain);
+
+/* Seal n pages whose content is given: source (n * (2^h - 1) * Z) index of the block in each slot, -1 where none; children
+ * (n * 2^h) references. */
+int oram_path_build(const oram_path *p, oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *children,
+                    const int64_t *source, const uint32_t *addr, const uint32_t *leaf, const uint8_t *blocks, uint8_t *sealed);
+
+/* Linear ORAM: every slot, every time. pages slots of g blocks; base: reference of slot 0 (slot i was sealed under
+ * base + i), 0 where never written. out and data as above. */
+int oram_linear_access(oram_keys *keys, uint64_t N, uint32_t B, uint32_t g, uint32_t pages, uint64_t *base, uint32_t m,
+                       const uint8_t *ops, const uint32_t *addrs, uint8_t *sealed, uint8_t *present, const uint8_t *data,
+                       uint8_t *out, uint8_t *plain);
+
+/* The directory's index: open addressing over addresses. tags: (N, 16) by address; table: (size = 2^k) address + 1, 0
+ * where free. Tags are the output of a keyed PRF, so their first bytes are the hash. */
+int64_t oram_index_find(const uint8_t *tags, const uint32_t *table, uint64_t size, const uint8_t *tag);
+void oram_index_insert(const uint8_t *tags, uint32_t *table, uint64_t size, uint32_t address);
+void oram_index_remove(const uint8_t *tags, uint32_t *table, uint64_t size, uint32_t address);
+/* Inserts every address whose tag is not zero into an empty table; returns how many. */
+uint64_t oram_index_build(const uint8_t *tags, uint64_t N, uint32_t *table, uint64_t size);
+
+#define ORAM_EMPTY 0xffffffffu
+#endif

@@ -1,0 +1,475 @@
+"""The reference kernels: the specification of the native ones, and the fallback where no compiler is at hand.
+
+Given the same requests, draws and keys they leave the same bytes behind, in client arrays and in slots.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from oram.backends.base import Slots
+from oram.errors import CipherUnavailableError
+from oram.kernels.base import COUNTER_BITS, EMPTY, Keys, Op, PathPlan, PathState, PoolFullError, Requests, TamperedError
+from oram.params import TAG_SIZE, LinearGeometry, PathGeometry
+from oram.types import I64, U8, U32, U64
+
+name = "reference"
+COUNTER_MASK = (1 << COUNTER_BITS) - 1
+
+
+class AEAD(Protocol):
+    """The part of an AEAD that sealing needs."""
+
+    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes: ...
+    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes: ...
+
+
+class Aegis256:
+    """AEGIS-256 with a 128-bit tag, by pyaegis."""
+
+    def __init__(self, key: bytes) -> None:
+        try:
+            from pyaegis import Aegis256 as Cipher
+        except ImportError as error:
+            raise CipherUnavailableError('the cipher aegis-256 needs the package pyaegis: pip install "oram[aegis]"') from error
+        self._cipher, self._key = Cipher(TAG_SIZE), key
+
+    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes:
+        return bytes(self._cipher.encrypt(self._key, nonce, data, associated_data))
+
+    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes:
+        try:
+            return bytes(self._cipher.decrypt(self._key, nonce, data, associated_data))
+        except Exception as error:  # its own exception class differs between releases
+            raise InvalidTag from error
+
+
+class ReferenceKeys:
+    """AEAD objects by generation."""
+
+    def __init__(self, cipher: str, key_of: Callable[[int], bytes]) -> None:
+        if cipher not in ("aes-256-gcm", "aegis-256"):
+            raise CipherUnavailableError(f"unknown cipher {cipher!r}")
+        self._make: Callable[[bytes], AEAD] = AESGCM if cipher == "aes-256-gcm" else Aegis256
+        self._nonce_size = 12 if cipher == "aes-256-gcm" else 32
+        self._key_of = key_of
+        self._alive: dict[int, AEAD] = {}
+        self.current = 0
+        self.counter = 0
+        self._make(bytes(32))  # a cipher that is not installed is found out here
+
+    def _aead(self, generation: int) -> AEAD:
+        if generation not in self._alive:
+            self._alive[generation] = self._make(self._key_of(generation))
+        return self._alive[generation]
+
+    def start(self, generation: int) -> None:
+        """Seal under this generation from now on, from counter 0."""
+        self._aead(generation)
+        self.current, self.counter = generation, 0
+
+    def seal(self, slot: int, counter: int, plain: bytes) -> bytes:
+        """Seal under the current generation."""
+        return self._aead(self.current).encrypt(counter.to_bytes(self._nonce_size, "little"), plain, slot.to_bytes(8, "little"))
+
+    def open(self, slot: int, ref: int, sealed: bytes) -> bytes:
+        """Open under a reference; InvalidTag."""
+        nonce = (ref & COUNTER_MASK).to_bytes(self._nonce_size, "little")
+        return self._aead(ref >> COUNTER_BITS).decrypt(nonce, sealed, slot.to_bytes(8, "little"))
+
+
+@dataclass(slots=True, eq=False)
+class Page:
+    """A page of the union, in clear."""
+
+    slot: int
+    layer: int
+    parent: Page | None
+    turn: int  # which child of its parent
+    children: dict[int, Page] = field(default_factory=dict)
+    refs: list[int] = field(default_factory=list)
+    content: list[tuple[int, int, bytes]] = field(default_factory=list)  # per slot: address, leaf, block
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A block in hand. ``page`` only where it came from the server and was not asked for: such blocks evict first."""
+
+    addr: int
+    leaf: int
+    block: bytes
+    page: Page | None = None
+    pool: int = -1
+
+
+Node = tuple[int, int]  # slot of the page, bucket in the page
+
+
+class ReferencePath:
+    """Path ORAM (Stefanov et al. 2013, figure 1) on the union of the paths of a batch."""
+
+    def __init__(self, geometry: PathGeometry, state: PathState, keys: Keys) -> None:
+        assert isinstance(keys, ReferenceKeys)
+        self._geometry, self._keys, self.state = geometry, keys, state
+        self._requests = Requests(1, geometry.B)
+        g = geometry
+        self._page_type = np.dtype(
+            [("refs", "<u8", (1 << g.h,)), ("meta", "<u4", (g.buckets * g.Z, 2)), ("blocks", "u1", (g.buckets * g.Z, g.B))]
+        )
+
+    def requests(self, m: int) -> Requests:
+        """The kernel's own request buffers, for a batch of m."""
+        if m > self._requests.capacity:
+            self._requests = Requests(m, self._geometry.B)
+        self._requests.m = m
+        return self._requests
+
+    # --- which pages
+
+    def plan(self, requests: Requests) -> PathPlan:
+        """Which pages the batch reads: the first request to an address reads its path, all others a uniform one."""
+        g, path, seen = self._geometry, [], set()
+        for op, addr, draw in self._rows(requests):
+            if op == Op.DUMMY or addr in seen:
+                path.append(draw % g.leaves)
+            else:
+                seen.add(addr)
+                path.append(int(self.state.position[addr]))
+        slots = [
+            offset + prefix
+            for layer, offset in enumerate(g.offsets[:-1])
+            for prefix in sorted({leaf >> (g.L - g.root_level(layer)) for leaf in path})
+        ]
+        return PathPlan(np.array(path, np.uint32), np.array(slots, np.int64))
+
+    @staticmethod
+    def _rows(requests: Requests) -> list[tuple[int, int, int]]:
+        m = requests.m
+        return list(zip(requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True))
+
+    # --- pages and bytes
+
+    def _open(self, slot: int, ref: int, sealed: bytes, present: bool) -> Any:
+        """One page as a record; empty under reference 0."""
+        if ref == 0:
+            page = np.zeros((), self._page_type)
+            page["meta"][:, 0] = EMPTY
+            return page
+        if not present:
+            raise InvalidTag
+        return np.frombuffer(self._keys.open(slot, ref, sealed), self._page_type)[0]
+
+    def _seal(self, slot: int, counter: int, refs: Any, meta: list[tuple[int, int]], blocks: list[bytes]) -> U8:
+        page = np.zeros((), self._page_type)
+        page["refs"], page["meta"] = refs, meta
+        for z, block in enumerate(blocks):
+            page["blocks"][z] = np.frombuffer(block, np.uint8)
+        return np.frombuffer(self._keys.seal(slot, counter, page.tobytes()), np.uint8)
+
+    def _read(self, plan: PathPlan, pages: Slots) -> list[Page]:
+        """Open the union from the top, each page under the reference in its parent."""
+        g, union, bad = self._geometry, {}, False
+        for i, slot in enumerate(plan.slots.tolist()):
+            layer = sum(slot >= offset for offset in g.offsets[1:-1])
+            prefix, parent, turn = slot - g.offsets[layer], None, 0
+            ref = int(self.state.refs[prefix]) if layer == 0 else 0
+            if layer:
+                above = g.height(layer - 1)
+                parent, turn = union[g.offsets[layer - 1] + (prefix >> above)], prefix & ((1 << above) - 1)
+                ref = parent.refs[turn]
+            page = union[slot] = Page(slot, layer, parent, turn)
+            if parent is not None:
+                parent.children[turn] = page
+            try:
+                plain = self._open(slot, ref, pages.data[i].tobytes(), bool(pages.present[i]))
+            except InvalidTag:
+                bad, plain = True, self._open(slot, 0, b"", False)  # go on: the pattern must not say where
+            page.refs = plain["refs"].tolist()
+            page.content = [(addr, leaf, block.tobytes()) for (addr, leaf), block in zip(plain["meta"].tolist(), plain["blocks"], strict=True)]
+        if bad:
+            raise TamperedError
+        return list(union.values())
+
+    # --- where a block may go
+
+    def _deepest(self, leaf: int, page: Page) -> Node:
+        """The deepest bucket of the union that is legal for ``leaf``, from a page on its path downwards."""
+        g = self._geometry
+        while page.layer + 1 < g.layers:
+            turn = (leaf >> (g.L - g.root_level(page.layer + 1))) & ((1 << g.height(page.layer)) - 1)
+            if turn not in page.children:
+                break
+            page = page.children[turn]
+        lowest = g.height(page.layer) - 1
+        within = (leaf >> (g.L - g.root_level(page.layer) - lowest)) & ((1 << lowest) - 1)
+        return page.slot, (1 << lowest) - 1 + within
+
+    def _above(self, page: Page, bucket: int) -> Node | None:
+        """The parent of a bucket; None above layer 0."""
+        if bucket:
+            return page.slot, (bucket - 1) // 2
+        if page.parent is None:
+            return None
+        lowest = self._geometry.height(page.parent.layer) - 1
+        return page.parent.slot, (1 << lowest) - 1 + (page.turn >> 1)
+
+    # --- the access
+
+    def access(self, requests: Requests, plan: PathPlan, pages: Slots) -> U32:
+        """Open, serve, evict and seal."""
+        g, state = self._geometry, self.state
+        union = self._read(plan, pages)
+        top = [page.slot for page in union if page.layer == 0]
+        rows = self._rows(requests)
+        wanted = {addr for op, addr, _ in rows if op != Op.DUMMY}
+        if state.pool_addr.size - state.used < len(wanted):
+            raise PoolFullError
+
+        entries, found = self._gather(union, top, wanted)
+        self._serve(requests, rows, entries, found)
+        placed, stay = self._evict(union, top, entries)
+        written = self._write(union, placed, pages)
+        state.refs[top] = np.arange(self._keys.counter, self._keys.counter + len(top), dtype=np.uint64) | np.uint64(self._keys.current << COUNTER_BITS)
+        self._keys.counter += len(union)
+        self._settle(entries, stay)
+        return written
+
+    def _gather(self, union: list[Page], top: list[int], wanted: set[int]) -> tuple[list[Entry], dict[int, Entry]]:
+        """Every block of the union, then the pool's chains below its layer-0 pages."""
+        state, entries, found = self.state, [], {}
+        for page in union:
+            for addr, leaf, block in page.content:
+                if addr != EMPTY:
+                    entries.append(Entry(addr, leaf, block, None if addr in wanted else page))
+        for slot in top:
+            q = int(state.head[slot])
+            while q >= 0:
+                entries.append(Entry(int(state.pool_addr[q]), int(state.pool_leaf[q]), state.pool_data[q].tobytes(), pool=q))
+                q = int(state.pool_next[q])
+            state.head[slot] = -1
+        for entry in entries:
+            if entry.addr in wanted:
+                found[entry.addr] = entry
+        return entries, found
+
+    def _serve(self, requests: Requests, rows: list[tuple[int, int, int]], entries: list[Entry], found: dict[int, Entry]) -> None:
+        """Serve the requests in order; the first one to an address remaps it."""
+        g, remapped, zeros = self._geometry, set(), bytes(self._geometry.B)
+        for r, (op, addr, draw) in enumerate(rows):
+            if op == Op.DUMMY:
+                requests.out[r] = 0
+                continue
+            entry = found.get(addr)
+            requests.out[r] = np.frombuffer(zeros if entry is None else entry.block, np.uint8)
+            if addr not in remapped:
+                remapped.add(addr)
+                self.state.position[addr] = draw % g.leaves
+                if entry is not None:
+                    entry.leaf = draw % g.leaves
+            if op == Op.WRITE:
+                if entry is None:
+                    entry = found[addr] = Entry(addr, int(self.state.position[addr]), zeros)
+                    entries.append(entry)
+                entry.block = requests.data[r].tobytes()
+            elif op == Op.REMOVE and entry is not None:
+                entry.addr = EMPTY
+                del found[addr]
+
+    def _evict(self, union: list[Page], top: list[int], entries: list[Entry]) -> tuple[dict[Node, list[Entry]], list[Entry]]:
+        """Bottom-up: a bucket takes up to Z of its blocks, those that came from the server first, and hands the rest up."""
+        g = self._geometry
+        server: dict[Node, list[Entry]] = {}
+        client: dict[Node, list[Entry]] = {}
+        placed: dict[Node, list[Entry]] = {}
+        stay: list[Entry] = []
+        by_slot = {page.slot: page for page in union}
+        for entry in entries:
+            if entry.addr == EMPTY:
+                continue
+            if entry.page is not None:
+                server.setdefault(self._deepest(entry.leaf, entry.page), []).append(entry)
+                continue
+            at = bisect_left(top, entry.leaf >> (g.L - g.T))
+            if at < len(top) and top[at] == entry.leaf >> (g.L - g.T):
+                client.setdefault(self._deepest(entry.leaf, by_slot[top[at]]), []).append(entry)
+            else:
+                stay.append(entry)
+        for page in reversed(union):
+            for bucket in reversed(range((1 << g.height(page.layer)) - 1)):
+                node = page.slot, bucket
+                mine, theirs = server.pop(node, []), client.pop(node, [])
+                placed[node] = (mine + theirs)[: g.Z]
+                theirs = theirs[max(0, g.Z - len(mine)) :]
+                mine = mine[g.Z :]
+                up = self._above(page, bucket)
+                if up is None:
+                    stay += mine + theirs
+                else:
+                    server.setdefault(up, []).extend(mine)
+                    client.setdefault(up, []).extend(theirs)
+        return placed, stay
+
+    def _write(self, union: list[Page], placed: dict[Node, list[Entry]], pages: Slots) -> U32:
+        """WriteBucket for the whole union."""
+        g, first = self._geometry, self._keys.counter
+        counter = {page.slot: first + i for i, page in enumerate(union)}
+        written = np.full((len(union), g.buckets * g.Z), EMPTY, np.uint32)
+        for i, page in enumerate(union):
+            refs = list(page.refs)
+            for turn, child in page.children.items():
+                refs[turn] = self._keys.current << COUNTER_BITS | counter[child.slot]
+            meta, blocks = [(EMPTY, 0)] * (g.buckets * g.Z), [bytes(g.B)] * (g.buckets * g.Z)
+            for bucket in range(g.buckets):
+                for z, entry in enumerate(placed.get((page.slot, bucket), [])):
+                    at = bucket * g.Z + z
+                    meta[at], blocks[at], written[i, at] = (entry.addr, entry.leaf), entry.block, entry.addr
+            pages.data[i] = self._seal(page.slot, counter[page.slot], refs, meta, blocks)
+            pages.present[i] = 1
+        return written
+
+    def _settle(self, entries: list[Entry], stay: list[Entry]) -> None:
+        """Those that left the pool free their slots first, then the rest is chained again."""
+        g, state = self._geometry, self.state
+        staying = {id(entry) for entry in stay}
+        for entry in entries:
+            if entry.pool >= 0 and id(entry) not in staying:
+                state.pool_addr[entry.pool] = EMPTY
+                state.pool_next[entry.pool] = state.free
+                state.free, state.used = entry.pool, state.used - 1
+        for entry in stay:
+            if entry.pool < 0:
+                entry.pool, state.free = state.free, int(state.pool_next[state.free])
+                state.used += 1
+                state.pool_addr[entry.pool] = entry.addr
+            q, chain = entry.pool, entry.leaf >> (g.L - g.T)
+            state.pool_leaf[q] = entry.leaf
+            state.pool_data[q] = np.frombuffer(entry.block, np.uint8)
+            state.pool_next[q], state.head[chain] = state.head[chain], q
+
+    def access_in_place(self, requests: Requests, region: Slots) -> None:
+        """plan and access over the region's own memory."""
+        plan = self.plan(requests)
+        pages = Slots(region.data[plan.slots], region.present[plan.slots])
+        self.access(requests, plan, pages)
+        region.data[plan.slots], region.present[plan.slots] = pages.data, pages.present
+
+    # --- bulk
+
+    def open_pages(self, slots: I64, refs: U64, pages: Slots) -> U8:
+        """Pages in clear."""
+        plain = np.empty((slots.size, self._geometry.plain), np.uint8)
+        for i, (slot, ref) in enumerate(zip(slots.tolist(), refs.tolist(), strict=True)):
+            try:
+                page = self._open(slot, ref, pages.data[i].tobytes(), bool(pages.present[i]))
+            except InvalidTag:
+                raise TamperedError from None
+            plain[i] = np.frombuffer(page.tobytes(), np.uint8)
+        return plain
+
+    def build_pages(self, slots: I64, children: U64, source: I64, addr: U32, leaf: U32, blocks: U8) -> U8:
+        """Seal given content."""
+        g = self._geometry
+        sealed = np.empty((slots.size, g.slot_size), np.uint8)
+        for i, slot in enumerate(slots.tolist()):
+            rows = source[i].tolist()
+            meta = [(EMPTY, 0) if k < 0 else (int(addr[k]), int(leaf[k])) for k in rows]
+            content = [bytes(g.B) if k < 0 else blocks[k].tobytes() for k in rows]
+            sealed[i] = self._seal(slot, self._keys.counter + i, children[i], meta, content)
+        self._keys.counter += slots.size
+        return sealed
+
+
+class ReferenceLinear:
+    """Linear ORAM: every slot, every time."""
+
+    def __init__(self, geometry: LinearGeometry, base: U64, keys: Keys) -> None:
+        assert isinstance(keys, ReferenceKeys)
+        self._geometry, self._keys, self.base = geometry, keys, base
+        self._requests = Requests(1, geometry.B)
+
+    def requests(self, m: int) -> Requests:
+        """The kernel's own request buffers, for a batch of m."""
+        if m > self._requests.capacity:
+            self._requests = Requests(m, self._geometry.B)
+        self._requests.m = m
+        return self._requests
+
+    def access(self, requests: Requests, pages: Slots) -> None:
+        """Open, serve and seal every page."""
+        g, keys, base = self._geometry, self._keys, int(self.base[0])
+        plain = np.zeros((g.slots, g.plain), np.uint8)
+        bad = False
+        for i in range(g.slots if base else 0):
+            try:
+                plain[i] = np.frombuffer(keys.open(i, base + i, pages.data[i].tobytes()), np.uint8)
+                bad |= not pages.present[i]
+            except InvalidTag:
+                bad = True
+        if bad:
+            raise TamperedError
+        blocks = plain.reshape(-1, g.B)
+        for r in range(requests.m):
+            op, addr = int(requests.ops[r]), int(requests.addresses[r])
+            if op == Op.DUMMY:
+                requests.out[r] = 0
+                continue
+            requests.out[r] = blocks[addr]
+            if op == Op.WRITE:
+                blocks[addr] = requests.data[r]
+            elif op == Op.REMOVE:
+                blocks[addr] = 0
+        for i in range(g.slots):
+            pages.data[i] = np.frombuffer(keys.seal(i, keys.counter + i, plain[i].tobytes()), np.uint8)
+        pages.present[:] = 1
+        self.base[0] = keys.current << COUNTER_BITS | keys.counter
+        keys.counter += g.slots
+
+
+class ReferenceIndex:
+    """A dict beside the tags."""
+
+    def __init__(self, tags: U8) -> None:
+        self._tags = tags
+        used = np.flatnonzero(tags.any(axis=1)).tolist()
+        self._map = {tags[address].tobytes(): address for address in used}
+
+    def find(self, tag: bytes) -> int:
+        """Address of the tag, -1 where there is none."""
+        return self._map.get(tag, -1)
+
+    def insert(self, tag: bytes, address: int) -> None:
+        """Enter a tag that is not there, at a free address."""
+        self._tags[address] = np.frombuffer(tag, np.uint8)
+        self._map[tag] = address
+
+    def remove(self, address: int) -> None:
+        """Free an address."""
+        del self._map[self._tags[address].tobytes()]
+        self._tags[address] = 0
+
+
+def keys(cipher: str, key_of: Callable[[int], bytes]) -> Keys:
+    """Sealing keys by generation."""
+    return ReferenceKeys(cipher, key_of)
+
+
+def path(geometry: PathGeometry, state: PathState, keys: Keys) -> ReferencePath:
+    """Path kernel over this state."""
+    return ReferencePath(geometry, state, keys)
+
+
+def linear(geometry: LinearGeometry, base: U64, keys: Keys) -> ReferenceLinear:
+    """Linear kernel over this state."""
+    return ReferenceLinear(geometry, base, keys)
+
+
+def index(tags: U8) -> ReferenceIndex:
+    """Index of the tags that are there now."""
+    return ReferenceIndex(tags)

@@ -1,0 +1,221 @@
+"""Parameters of a store, validated once, and what follows from them: the geometry of a tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from oram.errors import ParameterError
+
+TAG_SIZE = 16  # bytes of authentication tag behind each sealed slot
+DEFAULT_TREE_TOP = 16 << 20  # bytes of client memory for the levels that never leave the client
+MAX_CAPACITY = 1 << 31  # blocks: addresses and leaves are 32 bits, all ones is reserved
+MAX_BLOCK_SIZE = 1 << 24  # bytes
+
+#: Paper's stash bound for lambda=80, Z=4 (Path ORAM, table 3). Above it an alarm is raised, never an error.
+STASH_ALARM = 89
+
+
+def page_levels_for(block_size: int, Z: int) -> int:
+    """Levels sealed together as one page, by measurement: see bench/pages.py.
+
+    Small pages pay the cipher's cost per call, large ones move buckets that are not on the path. The
+    best height was the tallest whose page stays within about 1.2 KB.
+    """
+    bucket = Z * (block_size + 8)
+    for levels in (4, 3, 2):
+        if ((1 << levels) - 1) * bucket <= 1280:
+            return levels
+    return 1
+
+
+@dataclass(frozen=True, slots=True)
+class PathParams:
+    """Path ORAM (Stefanov et al. 2013).
+
+    Z: slots a bucket. 4 is the paper's practical choice; 3 lets the stash grow with N.
+    page_levels: tree levels sealed together as one slot; None picks by block size.
+    """
+
+    Z: int = 4
+    page_levels: int | None = None
+    name: ClassVar[str] = "path"
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, in words; empty if nothing is."""
+        found = []
+        if not isinstance(self.Z, int) or not 1 <= self.Z <= 64:
+            found.append("Z must be an integer from 1 to 64")
+        if self.page_levels is not None and (not isinstance(self.page_levels, int) or not 1 <= self.page_levels <= 8):
+            found.append("page_levels must be an integer from 1 to 8")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class LinearParams:
+    """Linear ORAM: every access touches every slot. The obviously correct baseline."""
+
+    name: ClassVar[str] = "linear"
+
+    def problems(self) -> list[str]:
+        """Nothing to get wrong."""
+        return []
+
+
+SchemeParams = PathParams | LinearParams
+SCHEMES: dict[str, type[PathParams] | type[LinearParams]] = {"path": PathParams, "linear": LinearParams}
+
+
+def check_shape(capacity: int, block_size: int) -> list[str]:
+    """Problems with a capacity in blocks and a block size in bytes."""
+    found = []
+    if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= MAX_CAPACITY:
+        found.append(f"capacity must be an integer from 1 to {MAX_CAPACITY}")
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or not 1 <= block_size <= MAX_BLOCK_SIZE:
+        found.append(f"block_size must be an integer from 1 to {MAX_BLOCK_SIZE} bytes")
+    return found
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise ParameterError with all the problems, if there are any."""
+    if problems:
+        raise ParameterError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class PathGeometry:
+    """A Path tree of ``N`` blocks of ``B`` bytes: levels 0..L, of which T..L lie at the server in pages of h levels."""
+
+    N: int
+    B: int
+    Z: int
+    L: int
+    T: int
+    h: int
+
+    @classmethod
+    def of(cls, capacity: int, block_size: int, params: PathParams, tree_top: int) -> PathGeometry:
+        """The geometry for ``tree_top`` bytes of cached levels. ParameterError, all problems together."""
+        found = check_shape(capacity, block_size) + params.problems()
+        if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
+            found.append("tree_top must be a number of bytes, 0 or more")
+        refuse(found)
+        Z = params.Z
+        L = max(1, (capacity - 1).bit_length() - 1)  # ceil(log2 N) - 1 [Path ORAM, section 3]
+        h = min(params.page_levels or page_levels_for(block_size, Z), L + 1)
+        T = 0
+        while T < L and Z * block_size * ((2 << T) - 1) <= tree_top:
+            T += 1
+        T = max(0, T - (h - (L + 1 - T) % h) % h) if (L + 1 - T) % h else T
+        return cls(capacity, block_size, Z, L, T, h)
+
+    @cached_property
+    def h0(self) -> int:
+        """Levels of the pages in layer 0: h, or what is left where T = 0."""
+        return (self.L + 1 - self.T) % self.h or self.h
+
+    @cached_property
+    def layers(self) -> int:
+        """Pages on a path."""
+        return (self.L + 1 - self.T - self.h0) // self.h + 1
+
+    def height(self, layer: int) -> int:
+        """Levels of a page of this layer."""
+        return self.h if layer else self.h0
+
+    def root_level(self, layer: int) -> int:
+        """Level of the root bucket of a page of this layer."""
+        return self.T + self.h0 + (layer - 1) * self.h if layer else self.T
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First slot of each layer, and the number of slots at the end."""
+        first = [0]
+        for layer in range(self.layers):
+            first.append(first[-1] + (1 << self.root_level(layer)))
+        return tuple(first)
+
+    @property
+    def slots(self) -> int:
+        """Pages at the server."""
+        return self.offsets[-1]
+
+    @property
+    def buckets(self) -> int:
+        """Buckets of a page."""
+        return (1 << self.h) - 1
+
+    @property
+    def plain(self) -> int:
+        """Bytes of a page in clear."""
+        return (8 << self.h) + self.buckets * self.Z * (8 + self.B)
+
+    @property
+    def slot_size(self) -> int:
+        """Bytes of a sealed page."""
+        return self.plain + TAG_SIZE
+
+    @property
+    def leaves(self) -> int:
+        """2^L."""
+        return 1 << self.L
+
+    @property
+    def cached_slots(self) -> int:
+        """Block slots of the cached levels: the part of the pool that is not stash."""
+        return self.Z * ((1 << self.T) - 1)
+
+    @cached_property
+    def max_batch(self) -> int:
+        """Requests a batch: as many as keep its working memory to about 64 MiB."""
+        return max(1, min(1024, (64 << 20) // (2 * self.layers * self.slot_size)))
+
+    @property
+    def pool_size(self) -> int:
+        """Blocks the pool holds before it must grow: public, and far above what the bound of the paper asks."""
+        return self.cached_slots + 256 + self.max_batch
+
+
+@dataclass(frozen=True)
+class LinearGeometry:
+    """``N`` blocks of ``B`` bytes in pages of g blocks."""
+
+    N: int
+    B: int
+
+    @classmethod
+    def of(cls, capacity: int, block_size: int) -> LinearGeometry:
+        """ParameterError, all problems together."""
+        refuse(check_shape(capacity, block_size))
+        return cls(capacity, block_size)
+
+    @property
+    def g(self) -> int:
+        """Blocks a page: about 4 KB together, so that the cipher's cost is per byte."""
+        return max(1, min(self.N, 4096 // self.B))
+
+    @property
+    def slots(self) -> int:
+        """Pages at the server."""
+        return -(-self.N // self.g)
+
+    @property
+    def plain(self) -> int:
+        """Bytes of a page in clear."""
+        return self.g * self.B
+
+    @property
+    def slot_size(self) -> int:
+        """Bytes of a sealed page."""
+        return self.plain + TAG_SIZE
+
+    @property
+    def max_batch(self) -> int:
+        """Requests a batch."""
+        return 1024
+
+
+def linear_is_cheaper(capacity: int, block_size: int) -> bool:
+    """Whether Linear beats Path with default parameters, by measurement: see bench/linear.py."""
+    return capacity * (block_size + 8) <= 4096 or capacity <= 8
