@@ -93,8 +93,9 @@ class StateFile(abc.ABC):
         *,
         writes: Sequence[SlotWrite] = (),
     ) -> None:
-        """Apply all of it in one transaction, durable on return.
+        """Apply all of it in one transaction, durable on return; the deletes before the puts.
 
+        Keys are 1 to 511 bytes long; a key that is not there may be deleted.
         writes: slot writes to the backend in ``shared``, in the very same transaction (empty where ``shared`` is None).
         Raises BackendFullError where there is no room; then nothing of it was applied.
         """
@@ -138,7 +139,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
-        """Write slots, of any regions, in one round trip; all or nothing where ATOMIC."""
+        """Write slots, of any regions, in one round trip and in this order; all or nothing where ATOMIC."""
 
     def write(self, region: str, indices: I64, data: U8) -> None:
         """Write slots of one region in one round trip."""
@@ -158,8 +159,22 @@ class Backend(abc.ABC):
         """Release the backend. Idempotent; every other call after it is BackendError."""
 
     @abc.abstractmethod
+    def acquire(self) -> None:
+        """Take exclusive ownership for one store handle.
+
+        StoreLockedError if another handle, in this or another process, has it.
+        """
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Give up what ``acquire`` took. Idempotent, also after ``close``."""
+
+    @abc.abstractmethod
     def state_file(self) -> StateFile | None:
-        """A file for the client state beside the slots, or None where client state has to live elsewhere."""
+        """A file for the client state beside the slots, or None where client state has to live elsewhere.
+
+        The same object each time. It lives as long as the backend: its ``close`` releases nothing.
+        """
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +200,27 @@ class XorBackend(Backend):
 
         groups: int64, shape (g, n). Returns uint8, shape (g, slot_size). An absent slot counts as zeros.
         """
+
+
+#: Longest key of a state file: what LMDB takes.
+MAX_STATE_KEY = 511
+
+#: Longest name of a region in UTF-8: room for a prefix within a key of LMDB.
+MAX_REGION_NAME = 255
+
+
+def check_region(region: str, shape: RegionShape) -> None:
+    """Raise BackendError unless a region of this name and shape can be declared."""
+    if not 1 <= len(region.encode()) <= MAX_REGION_NAME:
+        raise BackendError(f"a region's name must be 1 to {MAX_REGION_NAME} bytes long")
+    if shape.slots < 1 or shape.slot_size < 1:
+        raise BackendError("a region needs at least one slot of at least one byte")
+
+
+def check_state_keys(puts: Sequence[tuple[bytes, bytes | memoryview]], deletes: Sequence[bytes]) -> None:
+    """Raise BackendError unless a state file can hold all these keys."""
+    if not all(1 <= len(key) <= MAX_STATE_KEY for key in (*(key for key, _ in puts), *deletes)):
+        raise BackendError(f"a key of the client state must be 1 to {MAX_STATE_KEY} bytes long")
 
 
 def check_indices(shape: RegionShape, indices: I64) -> None:
