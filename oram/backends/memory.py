@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar
@@ -63,7 +64,9 @@ class MemoryBackend(BufferBackend, XorBackend):
         self._slots: dict[str, Slots] = {}
         self._ownership = threading.Lock()
         self._closed = False
-        self._state = MemoryStateFile(self)
+        self._pairs: dict[bytes, bytes] = {}
+        # Weak, because the state file refers to the backend, and gigabytes must not wait for the cycle collector.
+        self._state: weakref.ref[MemoryStateFile] | None = None
 
     def allocate(self, region: str, shape: RegionShape) -> None:
         self._check_open()
@@ -89,8 +92,8 @@ class MemoryBackend(BufferBackend, XorBackend):
     def read(self, region: str, indices: I64) -> Slots:
         check_indices(self._shape(region), indices)
         slots = self._slots[region]
-        present = slots.present[indices]
-        data = slots.data[indices]
+        present = slots.present.take(indices)
+        data = slots.data.take(indices, axis=0)
         # A user of `buffer` may have cleared `present` only.
         if not present.all():
             data[present == 0] = 0
@@ -105,8 +108,8 @@ class MemoryBackend(BufferBackend, XorBackend):
         result = np.zeros((groups.shape[0], shape.slot_size), dtype=np.uint8)
         # Slot by slot of the groups, so that only one slot a group is copied at a time.
         for column in groups.T:
-            data = slots.data[column]
-            present = slots.present[column]
+            data = slots.data.take(column, axis=0)
+            present = slots.present.take(column)
             if not present.all():
                 data[present == 0] = 0
             result ^= data
@@ -138,7 +141,11 @@ class MemoryBackend(BufferBackend, XorBackend):
 
     def state_file(self) -> MemoryStateFile:
         self._check_open()
-        return self._state
+        state = self._state() if self._state is not None else None
+        if state is None:
+            state = MemoryStateFile(self)
+            self._state = weakref.ref(state)
+        return state
 
     def _check_open(self) -> None:
         if self._closed:
@@ -172,7 +179,7 @@ class MemoryStateFile(StateFile):
     def __init__(self, shared: MemoryBackend | None = None) -> None:
         self.shared = shared
         self._backend = shared
-        self._pairs: dict[bytes, bytes] = {}
+        self._pairs: dict[bytes, bytes] = {} if shared is None else shared._pairs
         self._closed = False
 
     def get(self, key: bytes) -> bytes | None:

@@ -1,0 +1,34 @@
+"""Backends by URL."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from oram.backends.base import Backend
+from oram.backends.lmdb import LMDBBackend
+from oram.backends.memory import MemoryBackend
+from oram.errors import ParameterError
+
+__all__ = ["open_url"]
+
+
+def open_url(url: str, *, sync: bool, create: bool) -> Backend:
+    """The backend that a URL names.
+
+    url: ``memory:``, or ``lmdb:PATH`` with a path taken literally but for a leading ``~`` (``lmdb:///abs/path`` too).
+    sync, create: as for ``LMDBBackend``; memory has no use for them.
+
+    Raises ParameterError for any other URL, and what ``LMDBBackend`` raises. Messages do not repeat the URL, which
+    may hold a secret by mistake.
+    """
+    scheme, colon, rest = url.partition(":")
+    if scheme == "lmdb" and rest.startswith("///"):
+        rest = rest[2:]
+    if colon and re.match(r"//[^/?#]*:.*@", rest):
+        raise ParameterError("a URL must not contain a password")
+    if scheme == "memory" and colon and not rest:
+        return MemoryBackend()
+    if scheme == "lmdb" and rest and not rest.startswith("//"):
+        return LMDBBackend(os.path.expanduser(rest), sync=sync, create=create)
+    raise ParameterError("not a backend's URL; the known ones are memory: and lmdb:PATH")
