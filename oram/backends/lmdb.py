@@ -448,7 +448,8 @@ class _Environment:
             except lmdb.NotFoundError as error:
                 raise _damaged() from error
 
-        return self.run(work, write=create)
+        # A handle opened in a read transaction is lost with it, as py-lmdb keeps that for the next one.
+        return self.run(work, write=True)
 
     def sync(self) -> None:
         with self._condition:

@@ -1,0 +1,6 @@
+"""What tests of this package, and of backends written elsewhere, are made of. Needs pytest and hypothesis."""
+
+import pytest
+
+# Before anything imports it, so that a failing contract shows the values it compared.
+pytest.register_assert_rewrite("oram.testing.conformance")
