@@ -15,6 +15,12 @@
 #define ORAM_REMOVE 2
 #define ORAM_DUMMY 3
 
+/* Where a request's block is after the access. */
+#define ORAM_AT_REPEAT 0 /* not a first request: a dummy, or an address that came before in the batch */
+#define ORAM_AT_NONE 1   /* the address holds no block */
+#define ORAM_AT_SERVER 2
+#define ORAM_AT_POOL 3
+
 /* Results of a call: 0 is success; a positive result is the generation whose cipher context is missing (nothing
  * was changed; supply it and call again). */
 #define ORAM_OK 0
@@ -90,10 +96,12 @@ uint32_t oram_path_plan(const oram_path *p, uint32_t m, const uint8_t *ops, cons
 
 /* Step 2: open, serve, evict, seal. sealed: the pages read, (pages, plain + ORAM_TAG), replaced by those to write; or,
  * with in_place, the memory of the whole region. present: likewise. data: (m, B) for writes. out: (m, B) the blocks
- * before each request. placed: (pages * (2^h - 1) * Z) addresses in each slot, ORAM_EMPTY where none; may be NULL. */
+ * before each request. For the journal, all NULL or none: placed (pages * (2^h - 1) * Z) address in each slot, ORAM_EMPTY
+ * where none; where (m) ORAM_AT_* of the block of each first request to an address; after (m, B) that block's content now. */
 int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs,
                      const uint32_t *draws, uint32_t pages, const uint64_t *slots, uint8_t *sealed, uint8_t *present,
-                     int in_place, const uint8_t *data, uint8_t *out, uint32_t *placed, uint8_t *scratch);
+                     int in_place, const uint8_t *data, uint8_t *out, uint32_t *placed, uint8_t *where,
+                     uint8_t *after, uint8_t *scratch);
 
 /* Open n pages under the references given (0: the page is empty, and comes out as such). */
 int oram_path_open(const oram_path *p, const oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *refs,

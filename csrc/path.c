@@ -248,7 +248,8 @@ static int open_union(const oram_path *p, const oram_keys *keys, const scratch *
 
 int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs,
                      const uint32_t *draws, uint32_t pages, const uint64_t *slots, uint8_t *sealed, uint8_t *present,
-                     int in_place, const uint8_t *data, uint8_t *out, uint32_t *placed, uint8_t *base) {
+                     int in_place, const uint8_t *data, uint8_t *out, uint32_t *placed, uint8_t *where,
+                     uint8_t *after, uint8_t *base) {
     const uint32_t leaf_mask = (uint32_t)(((uint64_t)1 << p->L) - 1), nb = buckets(p), Z = p->Z;
     const size_t B = p->B, pitch = (size_t)p->plain + ORAM_TAG;
     int32_t entries = 0, stay = -1, stay_end = -1, needed = 0;
@@ -397,6 +398,14 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
 
     /* Pool: those that left (placed or removed) free their slots first, then the rest is chained again. */
     for (int32_t k = stay; k >= 0; k = s.next[k]) s.page[k] = -2;
+    for (uint32_t r = 0; placed != NULL && r < m; r++) {
+        const int32_t k = s.first[r] == (int32_t)r ? s.entry[r] : -1;
+        where[r] = s.first[r] != (int32_t)r ? ORAM_AT_REPEAT : k < 0 ? ORAM_AT_NONE : s.page[k] == -2 ? ORAM_AT_POOL : ORAM_AT_SERVER;
+        if (k < 0)
+            memset(after + r * B, 0, B);
+        else
+            memcpy(after + r * B, s.source[k], B);
+    }
     for (int32_t k = 0; k < entries; k++) {
         const int32_t q = s.pool[k];
         if (q < 0 || s.page[k] == -2) continue;

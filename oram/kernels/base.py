@@ -20,7 +20,7 @@ CIPHERS = ("aes-256-gcm", "aegis-256")
 
 
 class Op(IntEnum):
-    """What a request does with its block. All cost the same."""
+    """What a request does with its block. All cost the same and look the same."""
 
     READ = 0
     WRITE = 1
@@ -28,11 +28,21 @@ class Op(IntEnum):
     DUMMY = 3  # a uniform path, no block
 
 
+class At(IntEnum):
+    """Where the block of a request is after the access."""
+
+    REPEAT = 0  # not a first request: a dummy, or an address that came before in the batch
+    NONE = 1  # the address holds no block
+    SERVER = 2
+    POOL = 3
+
+
 class Requests:
     """The buffers of one batch; the caller fills the first ``m`` rows and reuses them.
 
     ops uint8 (c,), addresses uint32 (c,), draws uint32 (c,) fresh randomness, data uint8 (c, B) what
-    writes store, out uint8 (c, B) the block as it was *before* each request.
+    writes store, out uint8 (c, B) the block as it was *before* each request. For the journal: where uint8 (c,)
+    the ``At`` of the block of each first request to an address, after uint8 (c, B) that block's content now.
     """
 
     def __init__(self, capacity: int, block_size: int) -> None:
@@ -43,6 +53,8 @@ class Requests:
         self.draws: U32 = np.zeros(capacity, np.uint32)
         self.data: U8 = np.zeros((capacity, block_size), np.uint8)
         self.out: U8 = np.zeros((capacity, block_size), np.uint8)
+        self.where: U8 = np.zeros(capacity, np.uint8)
+        self.after: U8 = np.zeros((capacity, block_size), np.uint8)
 
 
 @dataclass(slots=True)
@@ -164,6 +176,14 @@ class LinearKernel(Protocol):
 
     def access(self, requests: Requests, pages: Slots) -> None:
         """Open, serve and seal every page, in ``pages`` itself. TamperedError before anything changed."""
+        ...
+
+    def open_pages(self, pages: Slots) -> U8:
+        """All blocks in clear, uint8 (slots * g, B). TamperedError if a page does not open."""
+        ...
+
+    def build_pages(self, blocks: U8) -> U8:
+        """Seal all blocks, uint8 (slots * g, B), as pages, uint8 (slots, slot_size)."""
         ...
 
 

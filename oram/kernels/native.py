@@ -18,8 +18,8 @@ name = "native"
 
 
 def pointer(kind: str, array: np.ndarray[Any, Any]) -> Any:
-    """The array's memory as a C pointer. The caller keeps the array alive."""
-    return ffi.cast(kind, array.ctypes.data)
+    """The array's memory as a C pointer, which keeps the array alive. ValueError unless it is contiguous."""
+    return ffi.from_buffer(kind, array)
 
 
 def aegis() -> Any:
@@ -109,8 +109,9 @@ class NativeRequests(Requests):
 
     def __init__(self, capacity: int, block_size: int) -> None:
         super().__init__(capacity, block_size)
-        self.c_ops, self.c_data, self.c_out = (pointer("uint8_t *", a) for a in (self.ops, self.data, self.out))
-        self.c_addresses, self.c_draws = pointer("uint32_t *", self.addresses), pointer("uint32_t *", self.draws)
+        self.c_ops, self.c_data, self.c_out = (pointer("uint8_t[]", a) for a in (self.ops, self.data, self.out))
+        self.c_where, self.c_after = pointer("uint8_t[]", self.where), pointer("uint8_t[]", self.after)
+        self.c_addresses, self.c_draws = pointer("uint32_t[]", self.addresses), pointer("uint32_t[]", self.draws)
 
 
 class NativePath:
@@ -127,9 +128,9 @@ class NativePath:
 
     def _attach(self, state: PathState) -> None:
         self._state, c = state, self._struct
-        c.position, c.refs, c.head = pointer("uint32_t *", state.position), pointer("uint64_t *", state.refs), pointer("int32_t *", state.head)
-        c.pool_addr, c.pool_leaf = pointer("uint32_t *", state.pool_addr), pointer("uint32_t *", state.pool_leaf)
-        c.pool_next, c.pool_data = pointer("int32_t *", state.pool_next), pointer("uint8_t *", state.pool_data)
+        c.position, c.refs, c.head = pointer("uint32_t[]", state.position), pointer("uint64_t[]", state.refs), pointer("int32_t[]", state.head)
+        c.pool_addr, c.pool_leaf = pointer("uint32_t[]", state.pool_addr), pointer("uint32_t[]", state.pool_leaf)
+        c.pool_next, c.pool_data = pointer("int32_t[]", state.pool_next), pointer("uint8_t[]", state.pool_data)
         c.pool_cap, c.pool_free, c.pool_used = state.pool_addr.size, state.free, state.used
 
     @property
@@ -149,8 +150,8 @@ class NativePath:
         self._path = np.zeros(m, np.uint32)
         self._slots = np.zeros(m * self._geometry.layers, np.int64)
         self._scratch = np.zeros(lib.oram_path_scratch(self._struct, m) // 8 + 1, np.uint64)
-        self._c_path, self._c_slots = pointer("uint32_t *", self._path), pointer("uint64_t *", self._slots)
-        self._c_scratch = pointer("uint8_t *", self._scratch)
+        self._c_path, self._c_slots = pointer("uint32_t[]", self._path), pointer("uint64_t[]", self._slots)
+        self._c_scratch = pointer("uint8_t[]", self._scratch)
 
     def requests(self, m: int) -> Requests:
         """The kernel's own request buffers, for a batch of m."""
@@ -176,27 +177,27 @@ class NativePath:
         placed = np.empty((n, self._geometry.buckets * self._geometry.Z), np.uint32)
         self._keys.run(
             lib.oram_path_access, self._struct, self._keys.struct, r.m, r.c_ops, r.c_addresses, r.c_draws, n, self._c_slots,
-            pointer("uint8_t *", pages.data), pointer("uint8_t *", pages.present), 0, r.c_data, r.c_out,
-            pointer("uint32_t *", placed), self._c_scratch,
+            pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present), 0, r.c_data, r.c_out,
+            pointer("uint32_t[]", placed), r.c_where, r.c_after, self._c_scratch,
         )  # fmt: skip
         return placed
 
     def access_in_place(self, requests: Requests, region: Slots) -> None:
         """plan and access over the region's own memory."""
         if self._region is None or self._region[0] is not region:
-            self._region = (region, pointer("uint8_t *", region.data), pointer("uint8_t *", region.present))
+            self._region = (region, pointer("uint8_t[]", region.data), pointer("uint8_t[]", region.present))
         r, pages = self._requests, self._plan()
         self._keys.run(
             lib.oram_path_access, self._struct, self._keys.struct, r.m, r.c_ops, r.c_addresses, r.c_draws, pages, self._c_slots,
-            self._region[1], self._region[2], 1, r.c_data, r.c_out, ffi.NULL, self._c_scratch,
+            self._region[1], self._region[2], 1, r.c_data, r.c_out, ffi.NULL, ffi.NULL, ffi.NULL, self._c_scratch,
         )  # fmt: skip
 
     def open_pages(self, slots: I64, refs: U64, pages: Slots) -> U8:
         """Pages in clear."""
         plain = np.empty((slots.size, self._geometry.plain), np.uint8)
         self._keys.run(
-            lib.oram_path_open, self._struct, self._keys.struct, slots.size, pointer("uint64_t *", slots), pointer("uint64_t *", refs),
-            pointer("uint8_t *", pages.data), pointer("uint8_t *", pages.present), pointer("uint8_t *", plain),
+            lib.oram_path_open, self._struct, self._keys.struct, slots.size, pointer("uint64_t[]", slots), pointer("uint64_t[]", refs),
+            pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present), pointer("uint8_t[]", plain),
         )  # fmt: skip
         return plain
 
@@ -204,8 +205,8 @@ class NativePath:
         """Seal given content."""
         sealed = np.empty((slots.size, self._geometry.slot_size), np.uint8)
         self._keys.run(
-            lib.oram_path_build, self._struct, self._keys.struct, slots.size, pointer("uint64_t *", slots), pointer("uint64_t *", children),
-            pointer("int64_t *", source), pointer("uint32_t *", addr), pointer("uint32_t *", leaf), pointer("uint8_t *", blocks), pointer("uint8_t *", sealed),
+            lib.oram_path_build, self._struct, self._keys.struct, slots.size, pointer("uint64_t[]", slots), pointer("uint64_t[]", children),
+            pointer("int64_t[]", source), pointer("uint32_t[]", addr), pointer("uint32_t[]", leaf), pointer("uint8_t[]", blocks), pointer("uint8_t[]", sealed),
         )  # fmt: skip
         return sealed
 
@@ -230,18 +231,40 @@ class NativeLinear:
         """Open, serve and seal every page."""
         g, r = self._geometry, self._requests
         self._keys.run(
-            lib.oram_linear_access, self._keys.struct, g.N, g.B, g.g, g.slots, pointer("uint64_t *", self.base), r.m, r.c_ops, r.c_addresses,
-            pointer("uint8_t *", pages.data), pointer("uint8_t *", pages.present), r.c_data, r.c_out, pointer("uint8_t *", self._plain),
+            lib.oram_linear_access, self._keys.struct, g.N, g.B, g.g, g.slots, pointer("uint64_t[]", self.base), r.m, r.c_ops, r.c_addresses,
+            pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present), r.c_data, r.c_out, pointer("uint8_t[]", self._plain),
         )  # fmt: skip
+
+
+    def open_pages(self, pages: Slots) -> U8:
+        """All blocks in clear."""
+        g, base = self._geometry, int(self.base[0])
+        plain = np.zeros((g.slots * g.g, g.B), np.uint8)
+        if base:
+            if not pages.present.all():
+                raise TamperedError
+            self._keys.load(base >> COUNTER_BITS)
+            context, counter = self._keys.struct.contexts[base >> COUNTER_BITS], base & ((1 << COUNTER_BITS) - 1)
+            self._keys.run(lib.oram_open_many, self._keys.struct.cipher, context, counter, g.slots, g.plain, pointer("uint8_t[]", pages.data), pointer("uint8_t[]", plain))
+        return plain
+
+    def build_pages(self, blocks: U8) -> U8:
+        """Seal all blocks."""
+        g, keys = self._geometry, self._keys
+        sealed = np.empty((g.slots, g.slot_size), np.uint8)
+        keys.run(lib.oram_seal_many, keys.struct.cipher, keys.struct.contexts[keys.current], keys.counter, g.slots, g.plain, pointer("uint8_t[]", blocks), pointer("uint8_t[]", sealed))
+        self.base[0] = keys.current << COUNTER_BITS | keys.counter
+        keys.struct.counter += g.slots
+        return sealed
 
 
 class NativeIndex:
     """Open addressing in C: 4 bytes a cell, at most half full."""
 
     def __init__(self, tags: U8) -> None:
-        self._tags = tags
+        self._rows = memoryview(tags.reshape(-1))
         self._table = np.zeros(1 << (2 * max(1, len(tags)) - 1).bit_length(), np.uint32)
-        self._args = pointer("uint8_t *", tags), pointer("uint32_t *", self._table), self._table.size
+        self._args = pointer("uint8_t[]", tags), pointer("uint32_t[]", self._table), self._table.size
         lib.oram_index_build(self._args[0], len(tags), self._args[1], self._args[2])
 
     def find(self, tag: bytes) -> int:
@@ -250,13 +273,13 @@ class NativeIndex:
 
     def insert(self, tag: bytes, address: int) -> None:
         """Enter a tag that is not there, at a free address."""
-        self._tags[address] = np.frombuffer(tag, np.uint8)
+        self._rows[16 * address : 16 * address + 16] = tag
         lib.oram_index_insert(*self._args, address)
 
     def remove(self, address: int) -> None:
         """Free an address."""
         lib.oram_index_remove(*self._args, address)
-        self._tags[address] = 0
+        self._rows[16 * address : 16 * address + 16] = bytes(16)
 
 
 def keys(cipher: str, key_of: Callable[[int], bytes]) -> Keys:
@@ -282,10 +305,10 @@ def index(tags: U8) -> NativeIndex:
 def seal_floor(cipher: str, n: int, size: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """Two functions that seal and open n pages of ``size`` bytes and do nothing else: the floor of an access."""
     keys = NativeKeys(cipher, lambda _: bytes(32))
-    keys.load(1)
-    context = ffi.cast("void *", keys._alive[1])
+    keys.start(1)
+    context = keys.struct.contexts[1]
     plain, sealed = np.zeros(n * size, np.uint8), np.zeros(n * (size + 16), np.uint8)
-    a, b = pointer("uint8_t *", plain), pointer("uint8_t *", sealed)
+    a, b = pointer("uint8_t[]", plain), pointer("uint8_t[]", sealed)
 
     def seal() -> None:
         keys.run(lib.oram_seal_many, keys.struct.cipher, context, 0, n, size, a, b)

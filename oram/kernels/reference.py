@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from oram.backends.base import Slots
 from oram.errors import CipherUnavailableError
-from oram.kernels.base import COUNTER_BITS, EMPTY, Keys, Op, PathPlan, PathState, PoolFullError, Requests, TamperedError
+from oram.kernels.base import COUNTER_BITS, EMPTY, At, Keys, Op, PathPlan, PathState, PoolFullError, Requests, TamperedError
 from oram.params import TAG_SIZE, LinearGeometry, PathGeometry
 from oram.types import I64, U8, U32, U64
 
@@ -238,6 +238,7 @@ class ReferencePath:
         written = self._write(union, placed, pages)
         state.refs[top] = np.arange(self._keys.counter, self._keys.counter + len(top), dtype=np.uint64) | np.uint64(self._keys.current << COUNTER_BITS)
         self._keys.counter += len(union)
+        self._report(requests, rows, found, stay)
         self._settle(entries, stay)
         return written
 
@@ -334,6 +335,18 @@ class ReferencePath:
             pages.present[i] = 1
         return written
 
+    def _report(self, requests: Requests, rows: list[tuple[int, int, int]], found: dict[int, Entry], stay: list[Entry]) -> None:
+        """For the journal: where each requested block is now, and what it holds."""
+        staying, seen = {id(entry) for entry in stay}, set()
+        for r, (op, addr, _) in enumerate(rows):
+            entry, requests.where[r], requests.after[r] = None, At.REPEAT, 0
+            if op != Op.DUMMY and addr not in seen:
+                seen.add(addr)
+                entry = found.get(addr)
+                requests.where[r] = At.NONE if entry is None else At.POOL if id(entry) in staying else At.SERVER
+            if entry is not None:
+                requests.after[r] = np.frombuffer(entry.block, np.uint8)
+
     def _settle(self, entries: list[Entry], stay: list[Entry]) -> None:
         """Those that left the pool free their slots first, then the rest is chained again."""
         g, state = self._geometry, self.state
@@ -403,18 +416,7 @@ class ReferenceLinear:
 
     def access(self, requests: Requests, pages: Slots) -> None:
         """Open, serve and seal every page."""
-        g, keys, base = self._geometry, self._keys, int(self.base[0])
-        plain = np.zeros((g.slots, g.plain), np.uint8)
-        bad = False
-        for i in range(g.slots if base else 0):
-            try:
-                plain[i] = np.frombuffer(keys.open(i, base + i, pages.data[i].tobytes()), np.uint8)
-                bad |= not pages.present[i]
-            except InvalidTag:
-                bad = True
-        if bad:
-            raise TamperedError
-        blocks = plain.reshape(-1, g.B)
+        blocks = self.open_pages(pages)
         for r in range(requests.m):
             op, addr = int(requests.ops[r]), int(requests.addresses[r])
             if op == Op.DUMMY:
@@ -425,11 +427,31 @@ class ReferenceLinear:
                 blocks[addr] = requests.data[r]
             elif op == Op.REMOVE:
                 blocks[addr] = 0
-        for i in range(g.slots):
-            pages.data[i] = np.frombuffer(keys.seal(i, keys.counter + i, plain[i].tobytes()), np.uint8)
+        pages.data[:] = self.build_pages(blocks)
         pages.present[:] = 1
+
+    def open_pages(self, pages: Slots) -> U8:
+        """All blocks in clear."""
+        g, base, bad = self._geometry, int(self.base[0]), False
+        plain = np.zeros((g.slots, g.plain), np.uint8)
+        for i in range(g.slots if base else 0):
+            try:
+                plain[i] = np.frombuffer(self._keys.open(i, base + i, pages.data[i].tobytes()), np.uint8)
+                bad |= not pages.present[i]
+            except InvalidTag:
+                bad = True
+        if bad:
+            raise TamperedError
+        return plain.reshape(-1, g.B)
+
+    def build_pages(self, blocks: U8) -> U8:
+        """Seal all blocks."""
+        g, keys = self._geometry, self._keys
+        plain = blocks.reshape(g.slots, g.plain)
+        sealed = np.array([np.frombuffer(keys.seal(i, keys.counter + i, plain[i].tobytes()), np.uint8) for i in range(g.slots)])
         self.base[0] = keys.current << COUNTER_BITS | keys.counter
         keys.counter += g.slots
+        return sealed
 
 
 class ReferenceIndex:

@@ -1,0 +1,145 @@
+"""Puts the parts of one store together: header -> keys -> scheme -> engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from oram import kernels
+from oram.backends import SlotWrite
+from oram.directory import Directory
+from oram.engine import CLOCK, Durability, Engine
+from oram.errors import BackupError, IntegrityError, UncleanShutdownError
+from oram.journal import HEADER, Journal, Meta, entries_of
+from oram.keys import Credential, Header, Keyring
+from oram.params import LinearGeometry, LinearParams, PathGeometry, PathParams, SchemeParams
+from oram.schemes.base import Scheme
+from oram.schemes.linear import LinearORAM
+from oram.schemes.path import PathORAM
+from oram.site import HEADER_REGION, HEADER_SHAPE, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The public description of a store, as in its header."""
+
+    store: str  # 128-bit id, hex
+    geometry: PathGeometry | LinearGeometry
+    blocks_per_value: int
+    cipher: str
+    keyed: bool
+
+    @classmethod
+    def new(cls, records: int, block_size: int, blocks_per_value: int, params: SchemeParams, tree_top: int, cipher: str, keyed: bool) -> Shape:
+        """ParameterError, all problems of the geometry together."""
+        n = records * blocks_per_value
+        geometry: PathGeometry | LinearGeometry
+        geometry = LinearGeometry.of(n, block_size) if isinstance(params, LinearParams) else PathGeometry.of(n, block_size, params, tree_top)
+        return cls(os.urandom(16).hex(), geometry, blocks_per_value, cipher, keyed)
+
+    @property
+    def scheme(self) -> str:
+        """Name of the scheme."""
+        return PathParams.name if isinstance(self.geometry, PathGeometry) else LinearParams.name
+
+    @property
+    def records(self) -> int:
+        """Records, or blocks where there is no directory."""
+        return self.geometry.N // self.blocks_per_value
+
+    def public(self) -> dict[str, Any]:
+        """For the header: no secret, no time, nothing of the content."""
+        g = self.geometry
+        tree = {"Z": g.Z, "L": g.L, "T": g.T, "h": g.h} if isinstance(g, PathGeometry) else {}
+        return {
+            "format": 1, "store": self.store, "scheme": self.scheme, **tree, "blocks": g.N, "block_size": g.B,
+            "blocks_per_value": self.blocks_per_value, "cipher": self.cipher, "keyed": self.keyed,
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, public: dict[str, Any]) -> Shape:
+        """From an authenticated header."""
+        n, size = public["blocks"], public["block_size"]
+        if public["scheme"] == PathParams.name:
+            geometry: PathGeometry | LinearGeometry = PathGeometry(n, size, public["Z"], public["L"], public["T"], public["h"])
+        elif public["scheme"] == LinearParams.name:
+            geometry = LinearGeometry(n, size)
+        else:
+            raise IntegrityError("the header names a scheme that this version does not know")
+        return cls(public["store"], geometry, public["blocks_per_value"], public["cipher"], public["keyed"])
+
+
+def assemble(site: Site, header: Header, incarnation: int, keyring: Keyring, journal: Journal, durability: Durability) -> Engine:
+    """An engine over the arrays of an empty store: what creation fills and recovery overwrites."""
+    shape = Shape.of(header.public)
+    kernel = kernels.active()
+    keys = kernel.keys(shape.cipher, keyring.page_key)
+    region = f"slots.{incarnation}"
+    scheme: Scheme
+    if isinstance(shape.geometry, PathGeometry):
+        position = PathORAM.positions(shape.geometry, keyring.initial_positions(4 * shape.geometry.N))
+        scheme = PathORAM(shape.geometry, region, kernel, keys, position, journal.meta.growth or None)
+    else:
+        scheme = LinearORAM(shape.geometry, region, kernel, keys)
+    directory = Directory(kernel, np.zeros((shape.records, 16), np.uint8)) if shape.keyed else None
+    clock = f"clock.{incarnation}"
+    for name, form in (*scheme.regions().items(), (clock, CLOCK), (HEADER_REGION, HEADER_SHAPE)):
+        site.backend.allocate(name, form)
+    return Engine(site.backend, journal, keys, scheme, directory, durability, clock)
+
+
+def _journal(site: Site, header: Header, incarnation: int, *, existing: bool) -> Journal:
+    assert header.secret is not None
+    public = header.public
+    salts = Journal.salts(site.file, incarnation) if existing else {}
+    keyring = Keyring(header.secret, bytes.fromhex(public["store"]), incarnation, public["cipher"], salts)
+    return Journal.open(site.file, keyring, incarnation) if existing else Journal(site.file, keyring, incarnation, Meta())
+
+
+def fresh(site: Site, header: Header, incarnation: int, durability: Durability) -> Engine:
+    """A new incarnation: nothing of it counts until ``install``."""
+    site.backend.drop(f"slots.{incarnation}")
+    site.backend.drop(f"clock.{incarnation}")
+    journal = _journal(site, header, incarnation, existing=False)
+    engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
+    engine.start()
+    return engine
+
+
+def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old: int | None) -> None:
+    """Make a fresh incarnation the store, in one transaction of the state file; then forget the old one."""
+    journal = engine.journal
+    joint = site.file.shared is site.backend
+    writes: list[SlotWrite] = [engine.tick(engine.sequence), site.header_write(header_blob)]
+    if not joint:
+        site.backend.write_all(writes[:1])
+        site.backend.sync()
+    puts = [(HEADER, header_blob)]
+    now = writes if joint else []
+    deletes = [] if old is None else entries_of(site.file, old)
+    if empty and old is None:
+        journal.begin(engine.growth, puts=puts, writes=now)
+    else:
+        journal.checkpoint(engine.pieces, engine.sequence, engine.growth, puts=puts, deletes=deletes, writes=now)
+    if not joint:
+        site.backend.write_all(writes[1:])
+        site.backend.sync()
+    site.drop_all_but(journal.incarnation)
+
+
+def reopen(site: Site, credential: Credential, durability: Durability, *, from_backup: bool = False) -> tuple[Engine, Header]:
+    """The store at this site, recovered and ready."""
+    header = Header.open(site.header(), credential)
+    incarnation = Journal.incarnation_of(site.file)
+    journal = _journal(site, header, incarnation, existing=True)
+    if journal.meta.backup and not from_backup:
+        raise BackupError("this is a backup: restore it into a new store, its positions may have been used since")
+    if journal.meta.dirty:
+        raise UncleanShutdownError('the store was last used with durability="none" and not closed; its client state is lost')
+    site.drop_all_but(incarnation)
+    engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
+    engine.recover()
+    return engine, header

@@ -1,0 +1,75 @@
+"""The directory: from a key's tag to the record that holds it. Client state; the server never sees it.
+
+Persisted by address (``tags``, 16 bytes a record, zero = free), so that a change touches one row; the index over it is rebuilt on opening.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from oram.kernels.base import EMPTY, KernelSet
+from oram.types import U8
+
+_CHANGE = struct.Struct("<I16s")
+NO_TAG = bytes(16)
+
+
+class Directory:
+    """Tags of ``capacity`` records."""
+
+    def __init__(self, kernels: KernelSet, tags: U8) -> None:
+        self._kernels, self.tags = kernels, tags
+        self.reload()
+
+    def reload(self) -> None:
+        """Rebuild index and free list from the tags."""
+        self._index = self._kernels.index(self.tags)
+        self._free = np.flatnonzero(~self.tags.any(axis=1))[::-1].tolist()
+
+    def __len__(self) -> int:
+        """Records in use. Cost: no access."""
+        return len(self.tags) - len(self._free)
+
+    def find(self, tag: bytes) -> int:
+        """The record of a tag, -1 where there is none. Cost: no access."""
+        return self._index.find(tag)
+
+    def free(self, n: int) -> list[int]:
+        """Up to n free records, without taking them."""
+        return self._free[len(self._free) - n :][::-1] if n <= len(self._free) else self._free[::-1]
+
+    def any(self) -> int:
+        """Some record in use, -1 where there is none."""
+        used = self.tags.any(axis=1)
+        return int(used.argmax()) if len(self) else -1
+
+    def insert(self, tag: bytes, record: int) -> None:
+        """Take the free record that ``free`` offered first."""
+        assert self._free.pop() == record
+        self._index.insert(tag, record)
+
+    def remove(self, record: int) -> None:
+        """Give a record back."""
+        self._index.remove(record)
+        self._free.append(record)
+
+    @staticmethod
+    def note(changes: Sequence[tuple[int, bytes] | None]) -> bytes:
+        """Changes as journaled: (record, new tag or NO_TAG) each, None = no change; same length either way."""
+        return b"".join(_CHANGE.pack(EMPTY, NO_TAG) if change is None else _CHANGE.pack(*change) for change in changes)
+
+    @staticmethod
+    def no_note(size: int) -> bytes:
+        """A note of this size that changes nothing."""
+        return Directory.note([None] * (size // _CHANGE.size))
+
+    def replay(self, notes: Sequence[bytes]) -> None:
+        """Apply journaled notes in order, then rebuild the index."""
+        for note in notes:
+            for record, tag in _CHANGE.iter_unpack(note):
+                if record != EMPTY:
+                    self.tags[record] = np.frombuffer(tag, np.uint8)
+        self.reload()

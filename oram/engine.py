@@ -1,0 +1,254 @@
+"""The protocol of an access, and recovery: DESIGN's four steps, once, for every scheme and backend.
+
+    1 intent   the batch's addresses and draws, which determine every slot it will read: durable before the first read
+    2 read
+    3 commit   what changed in the client state, and the next pieces of the running checkpoint: durable
+    4 write    then the caller gets its answer
+
+Where the state file lives in the backend's own environment, 3 and 4 are one transaction. What the server sees after a crash is a function of
+the log: the very same slots again, whatever is asked next (Obladi's rule).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+
+import numpy as np
+
+from oram.backends.base import Backend, BufferBackend, Capability, RegionShape, Slots, SlotWrite
+from oram.directory import Directory
+from oram.errors import (
+    ForkedStoreError,
+    IntegrityError,
+    PoisonedError,
+    RollbackError,
+    StaleStateError,
+    StoreClosedError,
+)
+from oram.journal import Intent, Journal, Record
+from oram.kernels.base import Keys, Requests, TamperedError
+from oram.schemes.base import Access, Outcome, Scheme
+from oram.state import Pieces
+from oram.types import I64, U8
+
+CLOCK = RegionShape(1, 64)
+_FIRST = np.zeros(1, np.int64)
+GENERATION_BLOCKS = 1 << 38  # AES blocks under one key [research E.3: distinguishing advantage below 2^-50]
+
+
+class Durability(StrEnum):
+    """What an acknowledged write survives."""
+
+    SYNC = "sync"  #: power loss
+    PROCESS = "process"  #: the death of the process
+    NONE = "none"  #: nothing but an orderly close
+
+
+class Engine:
+    """One open store: a scheme over a backend, with its journal."""
+
+    def __init__(
+        self, backend: Backend, journal: Journal, keys: Keys, scheme: Scheme, directory: Directory | None, durability: Durability, clock: str
+    ) -> None:
+        self.backend, self.journal, self.scheme, self.directory = backend, journal, scheme, directory
+        self.sequence = journal.meta.sequence
+        self._keys, self._clock = keys, clock
+        self._logged, self._synced = durability is not Durability.NONE, durability is Durability.SYNC
+        self._clean = True  # without a log: the checkpoint is up to date
+        self._joint = journal.file.shared is backend
+        self._buffer: Callable[[str], Slots] | None = None
+        if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:
+            views = {region: backend.buffer(region) for region in scheme.regions()}
+            self._buffer = views.__getitem__
+        largest = max(shape.slot_size for shape in scheme.regions().values())
+        pages = max(shape.slots for shape in scheme.regions().values())
+        self._limit = min(GENERATION_BLOCKS // (largest // 16 + 4), 1 << 40) - min(pages, scheme.max_batch * 64)
+        self._pid = os.getpid()
+        self._trouble: type[PoisonedError | StoreClosedError] | None = None
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        arrays = self.scheme.arrays()
+        self.growth = len(arrays[-1])
+        self.pieces = Pieces([*([] if self.directory is None else [self.directory.tags]), *arrays])
+
+    # --- the life of the handle
+
+    def check(self) -> None:
+        """Raise unless the handle can be used here and now."""
+        if self._trouble is not None:
+            if self._trouble is PoisonedError:
+                raise PoisonedError("an earlier access found changed data; this store refuses further work")
+            raise StoreClosedError("the store is closed, or failed in the middle of an access: open it again")
+        if os.getpid() != self._pid:
+            raise ForkedStoreError("this store was opened before a fork; open it in one process only")
+
+    def fail(self, error: BaseException) -> BaseException:
+        """Put the handle out of use after a failure in the middle; returns what to raise."""
+        if isinstance(error, TamperedError | IntegrityError):
+            self._trouble = PoisonedError
+            return error if isinstance(error, IntegrityError) else IntegrityError("stored data was changed, swapped, withheld or is stale")
+        self._trouble = StoreClosedError
+        return error
+
+    def start(self) -> None:
+        """Begin a generation: nothing is sealed before its salt is durable."""
+        self._keys.start(self.journal.new_generation())
+
+    def retire(self) -> None:
+        """No further use."""
+        self._trouble = self._trouble or StoreClosedError
+
+    # --- the access
+
+    def access(self, requests: Requests, note: bytes = b"") -> None:
+        """Run a batch whose ops, addresses and data are filled in. The answer is in ``requests.out``.
+
+        note: what changes in the directory with it; its length must not depend on secrets.
+        """
+        self.check()
+        m = requests.m
+        requests.draws[:m] = np.frombuffer(os.urandom(4 * m), np.uint32)
+        self._renew()
+        if self._logged:
+            self._logged_access(self.sequence + 1, requests, note)
+            return
+        if self._clean:
+            self.journal.mark(dirty=True)
+            self._clean = False
+        try:
+            if self._buffer is not None:
+                self.scheme.access_in_place(requests, self._buffer)
+            else:
+                self.backend.write_all(self._drive(self.scheme.access(requests)).writes)
+        except KeyboardInterrupt:
+            if self._buffer is None:
+                self._trouble = StoreClosedError
+            raise  # in place the kernel's call is whole or not begun
+        except BaseException as error:
+            raise self.fail(error) from None
+        self.sequence += 1
+
+    def _logged_access(self, sequence: int, requests: Requests, note: bytes) -> None:
+        journal = self.journal
+        taken = journal.take(self.pieces, self.scheme.record_size(requests) + len(note))
+        journal.log_intent(sequence, requests, len(note))  # where this fails, nothing has happened
+        try:
+            outcome = self._drive(self.scheme.access(requests))
+            writes = [*outcome.writes, self.tick(sequence)]
+            record = Record(sequence, outcome.record, note)
+            if self._joint:
+                journal.log_commit(record, taken, self.pieces, writes=writes)
+            else:
+                atomic = Capability.ATOMIC in self.backend.capabilities
+                journal.log_commit(record, taken, self.pieces, write_back=() if atomic else writes)
+                self.backend.write_all(writes)
+                if self._synced:
+                    self.backend.sync()
+            self.sequence = sequence
+            if outcome.grown:
+                self._lay_out()
+                self.checkpoint()
+        except BaseException as error:
+            raise self.fail(error) from error.__cause__
+
+    def _drive(self, access: Access) -> Outcome:
+        try:
+            read = next(access)
+            while True:
+                read = access.send(self.backend.read(read.region, read.indices))
+        except StopIteration as stop:
+            outcome: Outcome = stop.value
+            return outcome
+
+    def tick(self, sequence: int) -> SlotWrite:
+        """The clock's slot for this access."""
+        sealed = self.journal.keyring.seal(b"clock", sequence.to_bytes(8, "little"))
+        return SlotWrite(self._clock, _FIRST, np.frombuffer(sealed.ljust(CLOCK.slot_size, b"\0"), np.uint8).reshape(1, -1))
+
+    def _renew(self) -> None:
+        """A generation also ends before its key has sealed too much."""
+        if self._keys.counter >= self._limit:
+            self.start()
+
+    # --- recovery
+
+    def recover(self) -> None:
+        """Load the client state, and finish the access that a crash interrupted, before anything else is asked.
+
+        RollbackError or StaleStateError if client state and server do not belong together.
+        """
+        records = self.journal.load(self.pieces)
+        intent = self.journal.intent()
+        for write in self.journal.write_back():
+            self.backend.write_all([write])
+        landed = self._landed(intent)
+        if self.directory is not None:
+            self.directory.replay([record.note for record in records])
+        self.scheme.replay(record.scheme for record in (records if landed else records[:-1]))
+        self._lay_out()
+        self.start()
+        if not landed:
+            last = records[-1]
+            self._logged_access(last.sequence, self.scheme.redo(last.scheme), last.note)
+        elif intent is not None and intent.sequence == self.sequence + 1:
+            requests = self.scheme.requests(len(intent.ops))
+            intent.fill(requests)
+            self._logged_access(intent.sequence, requests, Directory.no_note(intent.note_size))
+        if self.growth != self.journal.meta.growth:
+            self.checkpoint()
+
+    def _landed(self, intent: Intent | None) -> bool:
+        """Whether the last committed write reached the server, by its clock."""
+        slot = self.backend.read(self._clock, _FIRST)
+        if not slot.present[0]:
+            raise RollbackError("the server's part of the store is older than the client state")
+        try:
+            plain = self.journal.keyring.open(b"clock", slot.data[0].tobytes()[: 12 + 8 + 16])
+        except StaleStateError:
+            raise
+        except IntegrityError:
+            raise IntegrityError("stored data was changed, swapped, withheld or is stale") from None
+        server = int.from_bytes(plain, "little")
+        if server > self.sequence:
+            raise StaleStateError("the client state is older than the server's part of the store")
+        if server == self.sequence:
+            return True
+        open_write = intent is not None and intent.sequence == self.sequence and not self._joint
+        if server == self.sequence - 1 and open_write and self.journal.meta.sequence >= self.journal.meta.first:
+            return False
+        raise RollbackError("the server's part of the store is older than the client state")
+
+    # --- checkpoints and scans
+
+    def checkpoint(self) -> None:
+        """All of the client state at once."""
+        self.journal.checkpoint(self.pieces, self.sequence, self.growth)
+
+    def flush(self) -> None:
+        """Make everything acknowledged so far survive power loss."""
+        if not self._logged and not self._clean:
+            self.backend.write_all([self.tick(self.sequence)])
+            self.backend.sync()
+            self.checkpoint()
+            self._clean = True
+        self.backend.sync()
+        self.journal.file.sync()
+
+    def close(self) -> None:
+        """Leave the store so that it can be opened again."""
+        if self._trouble is None and not self._logged:
+            self.flush()
+        self.retire()
+
+    def scan(self) -> Iterator[tuple[I64, U8]]:
+        """Every live block. The caller runs it to its end."""
+        self.check()
+        try:
+            yield from self.scheme.scan(lambda read: self.backend.read(read.region, read.indices))
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            raise self.fail(error) from None

@@ -1,0 +1,279 @@
+"""The journal of the client state: generations, pieces, intents and commit records in a StateFile, all sealed.
+
+Keys of the file (big-endian integers, ``inc`` = incarnation):
+
+    header                      keys.Header
+    meta                        incarnation in clear, then Meta sealed
+    g inc generation            salt of a generation, in clear: without the secret it says nothing
+    p inc layout piece          sealed piece (state.py)
+    i inc                       the latest intent
+    j inc sequence              a commit record
+    w inc                       the latest write-back, only where the backend is not ATOMIC
+
+docs/formats.md has the layouts.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
+
+from oram.backends.base import SlotWrite, StateFile
+from oram.errors import IntegrityError
+from oram.keys import Keyring
+from oram.kernels.base import Op, Requests
+from oram.state import PIECE, Pieces
+
+HEADER = b"header"
+META = b"meta"
+_META = struct.Struct("<IQQQQ???")
+_INTENT = struct.Struct("<QII")
+_RECORD = struct.Struct("<QII")
+_WRITE = struct.Struct("<HQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The root of the client state: from it follows which version of every other entry is the right one."""
+
+    layout: int = 0  # full checkpoints written
+    cursor: int = 0  # pieces written since
+    sequence: int = 0  # accesses committed
+    first: int = 1  # oldest record kept
+    growth: int = 0  # rows of the growing arrays
+    sparse: bool = False  # pieces not written since creation are absent, and as a new store has them
+    dirty: bool = False  # durability="none" and not closed
+    backup: bool = False
+
+    def pack(self) -> bytes:
+        return _META.pack(*astuple(self))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Meta:
+        return cls(*_META.unpack(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the access with this number was about to read, and how long its note would have been."""
+
+    sequence: int
+    note_size: int
+    ops: bytes
+    addresses: bytes
+    draws: bytes
+
+    def fill(self, requests: Requests) -> None:
+        """The same look-ups with no effect: reads and dummies."""
+        m = requests.m
+        requests.ops[:m] = np.where(np.frombuffer(self.ops, np.uint8) == Op.DUMMY, Op.DUMMY, Op.READ)
+        requests.addresses[:m] = np.frombuffer(self.addresses, "<u4")
+        requests.draws[:m] = np.frombuffer(self.draws, "<u4")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A committed access: the scheme's record and the directory's note."""
+
+    sequence: int
+    scheme: bytes
+    note: bytes
+
+
+def _key(kind: bytes, incarnation: int, *rest: int) -> bytes:
+    return kind + struct.pack(f">I{'Q' * len(rest)}", incarnation, *rest)
+
+
+class Journal:
+    """One incarnation's journal. Every method is one transaction of the file."""
+
+    def __init__(self, file: StateFile, keyring: Keyring, incarnation: int, meta: Meta) -> None:
+        self.file, self.keyring, self.incarnation, self.meta = file, keyring, incarnation, meta
+        self._kept: deque[tuple[int, int]] = deque()  # (sequence, cursor after it)
+
+    # --- reading
+
+    @staticmethod
+    def incarnation_of(file: StateFile) -> int:
+        """The current incarnation. IntegrityError if the meta entry is missing or short."""
+        blob = file.get(META)
+        if blob is None or len(blob) < 4:
+            raise IntegrityError("the client state is incomplete")
+        return int.from_bytes(blob[:4], "big")
+
+    @staticmethod
+    def salts(file: StateFile, incarnation: int) -> dict[int, bytes]:
+        """Salt by generation."""
+        prefix = _key(b"g", incarnation)
+        return {int.from_bytes(key[len(prefix) :], "big"): salt for key, salt in file.scan(prefix)}
+
+    @classmethod
+    def open(cls, file: StateFile, keyring: Keyring, incarnation: int) -> Journal:
+        """IntegrityError if meta does not open."""
+        blob = file.get(META) or b""
+        return cls(file, keyring, incarnation, Meta.unpack(keyring.open(META, blob[4:])))
+
+    def _need(self, key: bytes) -> bytes:
+        blob = self.file.get(key)
+        if blob is None:
+            raise IntegrityError("the client state is incomplete")
+        return blob
+
+    def load(self, pieces: Pieces) -> list[Record]:
+        """Fill the arrays from the pieces; return the records kept, in order, to be applied on top."""
+        meta = self.meta
+        for i in range(pieces.count):
+            turn, key = pieces.turn(i, meta.cursor), _key(b"p", self.incarnation, meta.layout, i)
+            if meta.sparse and turn == 0:
+                continue
+            blob = self._need(key)
+            try:
+                pieces.put(i, self.keyring.open(self._piece_label(i, turn), blob))
+            except ValueError:
+                raise IntegrityError("the client state was changed") from None
+        records = []
+        for sequence in range(meta.first, meta.sequence + 1):
+            plain = self.keyring.open(b"record%d" % sequence, self._need(_key(b"j", self.incarnation, sequence)))
+            cursor, size, _ = _RECORD.unpack_from(plain)
+            records.append(Record(sequence, plain[_RECORD.size : _RECORD.size + size], plain[_RECORD.size + size :]))
+            self._kept.append((sequence, cursor))
+        return records
+
+    def _piece_label(self, piece: int, turn: int) -> bytes:
+        return b"piece%d/%d/%d" % (self.meta.layout, piece, turn)
+
+    def intent(self) -> Intent | None:
+        """The latest intent, None before the first. IntegrityError if it is not the last access or the one after it."""
+        blob = self.file.get(_key(b"i", self.incarnation))
+        if blob is None:
+            if self.meta.sequence >= self.meta.first:
+                raise IntegrityError("the client state is incomplete")
+            return None
+        plain = self.keyring.open(b"intent", blob)
+        sequence, m, note_size = _INTENT.unpack_from(plain)
+        if sequence > self.meta.sequence + 1 or (sequence < self.meta.sequence and self.meta.sequence >= self.meta.first):
+            raise IntegrityError("the client state was changed")
+        at = _INTENT.size
+        return Intent(sequence, note_size, plain[at : at + m], plain[at + m : at + 5 * m], plain[at + 5 * m : at + 9 * m])
+
+    def write_back(self) -> list[SlotWrite]:
+        """The latest write-back, where it is journaled."""
+        blob = self.file.get(_key(b"w", self.incarnation))
+        if blob is None:
+            return []
+        plain, at, writes = self.keyring.open(b"write-back", blob), 0, []
+        while at < len(plain):
+            name, n, size = _WRITE.unpack_from(plain, at)
+            at += _WRITE.size
+            region = plain[at : at + name].decode()
+            at += name
+            indices = np.frombuffer(plain, np.int64, n, at)
+            at += 8 * n
+            writes.append(SlotWrite(region, indices, np.frombuffer(plain, np.uint8, n * size, at).reshape(n, size)))
+            at += n * size
+        return writes
+
+    # --- writing
+
+    def _meta(self, meta: Meta) -> tuple[bytes, bytes]:
+        return META, self.incarnation.to_bytes(4, "big") + self.keyring.seal(META, meta.pack())
+
+    def salt_entry(self, generation: int, salt: bytes) -> tuple[bytes, bytes]:
+        """The entry that makes a generation durable."""
+        return _key(b"g", self.incarnation, generation), salt
+
+    def new_generation(self) -> int:
+        """Draw a generation, make its salt durable, seal under it from now on."""
+        generation, salt = self.keyring.new_generation()
+        self.file.commit([self.salt_entry(generation, salt)])
+        self.keyring.start(generation, salt)
+        return generation
+
+    def log_intent(self, sequence: int, requests: Requests, note_size: int) -> None:
+        """Durable before the first read. Length: a function of m."""
+        m = requests.m
+        body = b"".join(part[:m].tobytes() for part in (requests.ops, requests.addresses, requests.draws))
+        self.file.commit([(_key(b"i", self.incarnation), self.keyring.seal(b"intent", _INTENT.pack(sequence, m, note_size) + body))])
+
+    def take(self, pieces: Pieces, record_size: int) -> list[bytes]:
+        """The next pieces as they are before an access: as many as outweigh its record, so that the journal stays bounded."""
+        count = min(pieces.count, -(-record_size // PIECE))
+        return [pieces.take((self.meta.cursor + k) % pieces.count) for k in range(count)]
+
+    def log_commit(self, record: Record, taken: Sequence[bytes], pieces: Pieces, *, writes: Sequence[SlotWrite] = (), write_back: Sequence[SlotWrite] = ()) -> None:
+        """The record and the pieces taken before the access; joined with ``writes`` where file and backend are one."""
+        meta = self.meta
+        puts = []
+        for data in taken:
+            i = meta.cursor % pieces.count
+            meta = replace(meta, cursor=meta.cursor + 1)
+            puts.append((_key(b"p", self.incarnation, meta.layout, i), self.keyring.seal(self._piece_label(i, meta.cursor), data)))
+        plain = _RECORD.pack(meta.cursor, len(record.scheme), len(record.note)) + record.scheme + record.note
+        puts.append((_key(b"j", self.incarnation, record.sequence), self.keyring.seal(b"record%d" % record.sequence, plain)))
+        if write_back:
+            puts.append((_key(b"w", self.incarnation), self.keyring.seal(b"write-back", b"".join(_pack_write(w) for w in write_back))))
+        # a record is needed until every piece was taken after it: those written with it were taken before it
+        kept = [entry for entry in self._kept if entry[0] != record.sequence] if self._kept and self._kept[-1][0] == record.sequence else self._kept
+        old = []
+        for sequence, cursor in kept:
+            if cursor + pieces.count > meta.cursor:
+                break
+            old.append(sequence)
+        first = old[-1] + 1 if old else meta.first
+        meta = replace(meta, sequence=record.sequence, first=first)
+        puts.append(self._meta(meta))
+        self.file.commit(puts, [_key(b"j", self.incarnation, sequence) for sequence in old], writes=writes)
+        self.meta = meta
+        self._kept = deque(kept)
+        for _ in old:
+            self._kept.popleft()
+        self._kept.append((record.sequence, meta.cursor))
+
+    def begin(self, growth: int, *, puts: Sequence[tuple[bytes, bytes]], writes: Sequence[SlotWrite]) -> None:
+        """The journal of a new, empty store: its pieces are as any new store has them, so none is written."""
+        self.meta = Meta(growth=growth, sparse=True)
+        self.file.commit([*puts, self._meta(self.meta)], writes=writes)
+
+    def mark(self, *, dirty: bool) -> None:
+        """Say that the arrays in memory are ahead of the file, or no longer."""
+        meta = replace(self.meta, dirty=dirty)
+        self.file.commit([self._meta(meta)])
+        self.meta = meta
+
+    def checkpoint(
+        self,
+        pieces: Pieces,
+        sequence: int,
+        growth: int,
+        *,
+        puts: Sequence[tuple[bytes, bytes]] = (),
+        deletes: Sequence[bytes] = (),
+        writes: Sequence[SlotWrite] = (),
+    ) -> None:
+        """All pieces at once, in a new layout; what the old one needed goes in the same transaction."""
+        old = [key for kind in (b"p", b"j", b"i", b"w") for key, _ in self.file.scan(_key(kind, self.incarnation))]
+        self.meta = Meta(layout=self.meta.layout + 1, sequence=sequence, first=sequence + 1, growth=growth)
+        entries = [
+            (_key(b"p", self.incarnation, self.meta.layout, i), self.keyring.seal(self._piece_label(i, 0), pieces.take(i))) for i in range(pieces.count)
+        ]
+        self._kept.clear()
+        self.file.commit([*puts, *entries, self._meta(self.meta)], [*deletes, *old], writes=writes)
+
+    def mark_backup(self) -> tuple[bytes, bytes]:
+        """The meta entry of a copy that must not be opened as it is."""
+        return self._meta(replace(self.meta, backup=True))
+
+
+def entries_of(file: StateFile, incarnation: int) -> list[bytes]:
+    """Keys of everything that belongs to one incarnation."""
+    return [key for kind in (b"g", b"p", b"j", b"i", b"w") for key, _ in file.scan(_key(kind, incarnation))]
+
+
+def _pack_write(write: SlotWrite) -> bytes:
+    name = write.region.encode()
+    n, size = write.data.shape
+    return _WRITE.pack(len(name), n, size) + name + write.indices.tobytes() + write.data.tobytes()

@@ -1,0 +1,230 @@
+"""Path ORAM (Stefanov, van Dijk, Shi, Fletcher, Ren, Yu, Devadas: CCS 2013).
+
+docs/schemes/path.md goes through the paper line by line. The hot loop is the kernel's; this module is what surrounds it: randomness in,
+reads and writes out, records for the journal, scans and bulk loading.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oram.backends.base import RegionShape, SlotRead, Slots, SlotWrite
+from oram.kernels.base import COUNTER_BITS, EMPTY, At, Keys, KernelSet, Op, PathState, PoolFullError, Requests
+from oram.params import PathGeometry
+from oram.schemes.base import Access, Outcome, Reader
+from oram.types import I64, U8, U32, U64
+
+_RECORD = struct.Struct("<IIQ")  # requests, pages, reference of the first page
+SCAN_BYTES = 8 << 20  # of pages a round trip
+
+
+class PathORAM:
+    """An oblivious array over one tree.
+
+    Cost: a batch of m is one round trip to read and one to write (path lengths times m pages, or fewer where paths share pages).
+    Leaks: m, and m uniform leaves that are independent of the requests. Source: figure 1 of the paper.
+    """
+
+    def __init__(self, geometry: PathGeometry, region: str, kernels: KernelSet, keys: Keys, position: U32, pool_size: int | None = None) -> None:
+        self.geometry, self.region = geometry, region
+        self.capacity, self.block_size, self.max_batch = geometry.N, geometry.B, geometry.max_batch
+        self._keys = keys
+        self._kernel = kernels.path(geometry, PathState.empty(geometry, position, pool_size), keys)
+
+    @staticmethod
+    def positions(geometry: PathGeometry, random: bytes) -> U32:
+        """Initial leaves, uint32 (N,), from 4 N random bytes."""
+        return np.frombuffer(random, "<u4").astype(np.uint32) & np.uint32(geometry.leaves - 1)
+
+    @property
+    def state(self) -> PathState:
+        """The client's arrays."""
+        return self._kernel.state
+
+    def regions(self) -> dict[str, RegionShape]:
+        """One region of pages."""
+        return {self.region: RegionShape(self.geometry.slots, self.geometry.slot_size)}
+
+    def requests(self, m: int) -> Requests:
+        """Buffers for a batch of m."""
+        return self._kernel.requests(m)
+
+    # --- the access
+
+    def access(self, requests: Requests) -> Access:
+        """Read the union of the paths, serve, evict, write it back."""
+        plan = self._kernel.plan(requests)
+        pages = yield SlotRead(self.region, plan.slots)
+        first_page = self._keys.current << COUNTER_BITS | self._keys.counter
+        grown = False
+        while True:
+            try:
+                placed = self._kernel.access(requests, plan, pages)
+                break
+            except PoolFullError:  # far above the paper's bound; no block is ever dropped
+                self._kernel.state = self._kernel.state.grown(self.geometry)
+                grown = True
+        return Outcome([SlotWrite(self.region, plan.slots, pages.data)], self._record(requests, plan.slots, first_page, placed), grown)
+
+    def access_in_place(self, requests: Requests, buffer: Callable[[str], Slots]) -> None:
+        """The same over the backend's own memory."""
+        while True:
+            try:
+                return self._kernel.access_in_place(requests, buffer(self.region))
+            except PoolFullError:
+                self._kernel.state = self._kernel.state.grown(self.geometry)
+
+    # --- the journal
+
+    def record_size(self, requests: Requests) -> int:
+        """Bytes of a record where no two paths share a page."""
+        g, m = self.geometry, requests.m
+        return _RECORD.size + m * (9 + g.B + g.layers * (8 + 4 * g.buckets * g.Z))
+
+    def _record(self, requests: Requests, slots: I64, first_page: int, placed: U32) -> bytes:
+        m = requests.m
+        parts: list[npt.NDArray[Any]] = [requests.where[:m], requests.addresses[:m], requests.draws[:m], requests.after[:m], slots, placed]
+        return _RECORD.pack(m, slots.size, first_page) + b"".join(part.tobytes() for part in parts)
+
+    def _parse(self, record: bytes) -> tuple[int, U8, U32, U32, U8, I64, U32]:
+        m, pages, first_page = _RECORD.unpack_from(record)
+        at = _RECORD.size
+        parts = []
+        for dtype, count in (("u1", m), ("<u4", m), ("<u4", m), ("u1", m * self.block_size), ("<i8", pages), ("<u4", -1)):
+            part = np.frombuffer(record, dtype, count, at)
+            at += part.nbytes
+            parts.append(part)
+        where, addresses, draws, after, slots, placed = parts
+        return first_page, where, addresses, draws, after.reshape(m, self.block_size), slots, placed
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """Positions, references, and the pool's addresses and blocks; its leaves and chains follow from them."""
+        state = self._kernel.state
+        return [state.position, state.refs, state.pool_addr, state.pool_data]
+
+    def replay(self, records: Iterable[bytes]) -> None:
+        """Each record says absolute things, so the last word on an address stands."""
+        state = self._kernel.state
+        pool = {int(state.pool_addr[q]): state.pool_data[q].copy() for q in np.flatnonzero(state.pool_addr != EMPTY)}
+        for record in records:
+            first_page, where, addresses, draws, after, slots, placed = self._parse(record)
+            for addr in placed[placed != EMPTY].tolist():
+                pool.pop(addr, None)
+            for r, (at, addr, draw) in enumerate(zip(where.tolist(), addresses.tolist(), draws.tolist(), strict=True)):
+                if at == At.REPEAT:
+                    continue
+                state.position[addr] = draw & (self.geometry.leaves - 1)
+                if at == At.POOL:
+                    pool[addr] = after[r]
+                else:
+                    pool.pop(addr, None)
+            top = slots[slots < self.geometry.offsets[1]]
+            state.refs[top] = np.arange(first_page, first_page + top.size, dtype=np.uint64)
+        self._refill(np.array(list(pool), np.uint32), np.array(list(pool.values()), np.uint8).reshape(-1, self.block_size))
+
+    def _refill(self, addresses: U32, blocks: U8) -> None:
+        """Replace the pool's content: chains lie end to end."""
+        g, old = self.geometry, self._kernel.state
+        size, n = old.pool_addr.size, len(addresses)
+        while size - n < 2 * g.max_batch and size - n < size // 2:
+            size *= 2
+        state = PathState.empty(g, old.position, size)
+        state.refs = old.refs
+        leaf = old.position[addresses]
+        chain = leaf >> np.uint32(g.L - g.T)
+        order = np.argsort(chain, kind="stable")
+        state.pool_addr[:n], state.pool_leaf[:n], state.pool_data[:n] = addresses[order], leaf[order], blocks[order]
+        chain = chain[order]
+        state.pool_next[:n] = -1
+        follows = np.flatnonzero(chain[1:] == chain[:-1])
+        state.pool_next[follows] = follows + 1
+        heads = np.flatnonzero(np.append(True, chain[1:] != chain[:-1])[:n])
+        state.head[chain[heads]] = heads
+        state.free, state.used = n, n
+        self._kernel.state = state
+
+    def redo(self, record: bytes) -> Requests:
+        """The same look-ups on the state before it, with the values it left behind."""
+        _, where, addresses, draws, after, _, _ = self._parse(record)
+        requests = self.requests(where.size)
+        m = requests.m
+        requests.ops[:m] = np.select([where == At.REPEAT, where == At.NONE], [Op.DUMMY, Op.REMOVE], Op.WRITE)
+        requests.addresses[:m], requests.draws[:m], requests.data[:m] = addresses, draws, after
+        return requests
+
+    # --- scan and bulk load
+
+    def scan(self, read: Reader) -> Iterator[tuple[I64, U8]]:
+        """Pages in index order, so that each page's reference is at hand when it is its turn; then the pool."""
+        g, state = self.geometry, self._kernel.state
+        page = np.dtype([("refs", "<u8", (1 << g.h,)), ("meta", "<u4", (g.buckets * g.Z, 2)), ("blocks", "u1", (g.buckets * g.Z, g.B))])
+        refs, step = state.refs, max(1, SCAN_BYTES // g.slot_size)
+        for layer in range(g.layers):
+            below = []
+            for first in range(0, refs.size, step):
+                slots = np.arange(first, min(first + step, refs.size)) + g.offsets[layer]
+                pages = self._kernel.open_pages(slots, refs[first : first + step], read(SlotRead(self.region, slots))).reshape(-1).view(page)
+                below.append(pages["refs"][:, : 1 << g.height(layer)].reshape(-1))
+                live = pages["meta"][..., 0] != EMPTY
+                yield pages["meta"][live][:, 0].astype(np.int64), pages["blocks"][live]
+            refs = np.concatenate(below).astype(np.uint64)
+        used = np.flatnonzero(state.pool_addr != EMPTY)
+        yield state.pool_addr[used].astype(np.int64), state.pool_data[used]
+
+    def build(self, addresses: I64, blocks: U8) -> Iterator[SlotWrite]:
+        """Place every block as low as its path has room, then write every page once."""
+        g, state = self.geometry, self._kernel.state
+        addr = addresses.astype(np.uint32)
+        leaf = state.position[addr]
+        source, rest = self._place(leaf)
+        self._refill(addr[rest], blocks[rest])
+        # a page is sealed in the order of its number, so that the references to it are known beforehand
+        base = self._keys.current << COUNTER_BITS | self._keys.counter
+        step = max(1, SCAN_BYTES // g.slot_size)
+        for layer in range(g.layers):
+            for first in range(g.offsets[layer], g.offsets[layer + 1], step):
+                slots = np.arange(first, min(first + step, g.offsets[layer + 1]))
+                children: U64 = np.zeros((slots.size, 1 << g.h), np.uint64)
+                if layer + 1 < g.layers:
+                    fan = 1 << g.height(layer)
+                    child = (slots - g.offsets[layer])[:, None] * fan + np.arange(fan) + g.offsets[layer + 1]
+                    children[:, :fan] = child.astype(np.uint64) + np.uint64(base)
+                sealed = self._kernel.build_pages(slots, children, source[slots], addr, leaf, blocks)
+                yield SlotWrite(self.region, slots, sealed)
+        self._kernel.state.refs[:] = np.arange(1 << g.T, dtype=np.uint64) + np.uint64(base)
+
+    def _place(self, leaf: U32) -> tuple[I64, I64]:
+        """Greedy bottom-up placement: row of each slot of each page, int64 (slots, buckets * Z), -1 = empty; and the rows left over."""
+        g = self.geometry
+        source = np.full((g.slots, g.buckets * g.Z), -1, np.int64)
+        rows = np.argsort(leaf, kind="stable")
+        for layer in reversed(range(g.layers)):
+            for depth in reversed(range(g.height(layer))):
+                level = g.root_level(layer) + depth
+                bucket = leaf[rows].astype(np.int64) >> (g.L - level)
+                _, first, count = np.unique(bucket, return_index=True, return_counts=True)
+                rank = np.arange(rows.size) - np.repeat(first, count)
+                fits = rank < g.Z
+                page = (bucket[fits] >> depth) + g.offsets[layer]
+                within = (1 << depth) - 1 + (bucket[fits] & ((1 << depth) - 1))
+                source[page, within * g.Z + rank[fits]] = rows[fits]
+                rows = rows[~fits]
+        return source, rows
+
+    # --- the stash
+
+    @property
+    def stash_size(self) -> int:
+        """What would overflow the cached levels: with T=0 the paper's stash exactly, else never more than it. Secret. Cost: O(pool), no access."""
+        g, state = self.geometry, self._kernel.state
+        if g.T == 0:
+            return state.used
+        load = np.bincount(state.pool_leaf[state.pool_addr != EMPTY] >> np.uint32(g.L - g.T), minlength=1 << g.T)
+        for _ in range(g.T):
+            load = np.maximum(0, load[0::2] + load[1::2] - g.Z)
+        return int(load[0])

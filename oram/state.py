@@ -1,0 +1,56 @@
+"""The client state as pieces: a checkpoint that is always being rewritten, a few KB with each access.
+
+The arrays, laid end to end, are cut into equal pieces, sealed one by one. ``cursor`` counts the pieces written since the last full
+checkpoint; piece number (cursor mod pieces) is next. So the turn in which each piece was last written is known from the cursor alone, is bound to
+the piece, and an older version of a piece does not open.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PIECE = 4048  # bytes; sealed, it fills one page of the state file's engine
+
+
+class Pieces:
+    """A fixed sequence of arrays as pieces of PIECE bytes."""
+
+    def __init__(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        self._views = [memoryview(array.reshape(-1).view(np.uint8)) for array in arrays]
+        self._starts = [0]
+        for view in self._views:
+            self._starts.append(self._starts[-1] + len(view))
+        self.size = self._starts[-1]
+        self.count = -(-self.size // PIECE)
+
+    def _ranges(self, piece: int) -> Iterator[memoryview]:
+        at, end = piece * PIECE, min((piece + 1) * PIECE, self.size)
+        k = bisect_right(self._starts, at) - 1
+        while at < end:
+            if at < self._starts[k + 1]:
+                stop = min(end, self._starts[k + 1])
+                yield self._views[k][at - self._starts[k] : stop - self._starts[k]]
+                at = stop
+            k += 1
+
+    def take(self, piece: int) -> bytes:
+        """The bytes of a piece now."""
+        return b"".join(self._ranges(piece))
+
+    def put(self, piece: int, data: bytes) -> None:
+        """Overwrite a piece. ValueError if the length is another one."""
+        at = 0
+        for view in self._ranges(piece):
+            view[:] = data[at : at + len(view)]
+            at += len(view)
+        if at != len(data):
+            raise ValueError("piece of another length")
+
+    def turn(self, piece: int, cursor: int) -> int:
+        """When a piece was last written: the count of pieces written up to and including it; 0 = by the full checkpoint."""
+        return 0 if cursor <= piece else cursor - (cursor - 1 - piece) % self.count

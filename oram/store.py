@@ -1,0 +1,890 @@
+"""ObliviousStore: bytes keys and values over an oblivious array.
+
+Every method states its **Cost** (accesses; an access is one round trip to read and one to write, or one in all where the backend can)
+and what it **Leaks**: what the server learns beyond the number and time of accesses.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, KeysView, ItemsView, Mapping, MutableMapping, Sequence, ValuesView
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar, overload
+
+import numpy as np
+
+from oram import record
+from oram.assembly import Shape, fresh, install, reopen
+from oram.backends import Backend, Capability
+from oram.directory import NO_TAG, Directory
+from oram.engine import Durability, Engine
+from oram.errors import (
+    AddressError,
+    BlockSizeError,
+    CapacityError,
+    HandleError,
+    IntegrityError,
+    KeyTypeError,
+    MissingKeyError,
+    OramError,
+    ParameterError,
+    StoreExistsError,
+)
+from oram.journal import HEADER, entries_of
+from oram.kernels import CIPHERS
+from oram.kernels.base import Op, Requests
+from oram.keys import KEY_SIZE, Credential, Header
+from oram.params import DEFAULT_TREE_TOP, SCHEMES, STASH_ALARM, LinearParams, PathParams, SchemeParams, check_shape, linear_is_cheaper, refuse
+from oram.site import Site
+from oram.types import I64, U8
+
+T = TypeVar("T")
+Progress = Callable[[int], None]  # told how many items are done
+Pairs = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
+_REQUIRED: Any = object()
+
+
+def create(
+    where: str | Backend,
+    *,
+    key: bytes | None = None,
+    passphrase: str | None = None,
+    capacity: int,
+    block_size: int,
+    scheme: str | SchemeParams | None = None,
+    blocks_per_value: int = 1,
+    keyed: bool = True,
+    cipher: str = "aes-256-gcm",
+    tree_top: int = DEFAULT_TREE_TOP,
+    durability: str | None = None,
+    state: str | os.PathLike[str] | None = None,
+    items: Pairs | None = None,
+    progress: Progress | None = None,
+) -> ObliviousStore:
+    """Make a new store and open it.
+
+    where: ``"memory:"``, ``"lmdb:PATH"`` or a Backend. key: 32 bytes (``generate_key``); or passphrase: through Argon2id.
+    capacity: records (blocks where ``keyed`` is False). block_size: bytes of a block; a record is
+    ``blocks_per_value`` blocks, and key and value together may have that many bytes less ``record.OVERHEAD`` = 7.
+    scheme: "path", "linear", a params object, or None for the cheaper one by measurement. cipher: "aes-256-gcm" or "aegis-256".
+    tree_top: bytes of client memory for the levels that never leave the client. durability: "sync" (survives
+    power loss; default where the backend is durable), "process" (survives the process) or "none" (needs ``close``).
+    state: directory for the client state; None keeps it beside the slots. items: records to start with, by bulk load.
+
+    Raises ParameterError with all problems together, StoreExistsError, StoreLockedError, and what ``put_many`` raises for bad items.
+    Cost: instant; with items, every slot is written once. Leaks: all parameters above except key and items; not how many items.
+    """
+    credential = Credential.of(key, passphrase)
+    params, level = _check(capacity, block_size, scheme, blocks_per_value, keyed, cipher, durability)
+    shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cipher, keyed)
+    if items is not None and not keyed:
+        raise ParameterError("items need a keyed store")
+    site = Site(where, state, sync=level is not Durability.PROCESS, create=True)
+    try:
+        level = _default(level, site)
+        if site.file.get(HEADER) is not None or site.server_header() is not None:
+            raise StoreExistsError("there is a store at this place already")
+        header = Header(shape.public(), os.urandom(KEY_SIZE))
+        engine = fresh(site, header, 1, level)
+        if items is not None:
+            _populate(engine, *_absorb(engine, shape, items, progress))
+        install(site, engine, header.seal(credential), empty=items is None, old=None)
+        return ObliviousStore(site, engine, header, level)
+    except BaseException:
+        site.release()
+        raise
+
+
+def open(
+    where: str | Backend,
+    *,
+    key: bytes | None = None,
+    passphrase: str | None = None,
+    durability: str | None = None,
+    state: str | os.PathLike[str] | None = None,
+) -> ObliviousStore:
+    """Open a store; scheme and parameters come from its header. If its last handle died in an access, that access is finished first.
+
+    Raises StoreNotFoundError, StateMissingError, WrongKeyError, StoreLockedError, BackupError, UncleanShutdownError, IntegrityError (RollbackError,
+    StaleStateError). Cost: one small read; after a crash also one access. Leaks: that the store was opened; after a crash, a function of the journal.
+    """
+    credential = Credential.of(key, passphrase)
+    level = _durability(durability, [])
+    site = Site(where, state, sync=level is not Durability.PROCESS, create=False)
+    try:
+        level = _default(level, site)
+        engine, header = reopen(site, credential, level)
+        return ObliviousStore(site, engine, header, level)
+    except BaseException:
+        site.release()
+        raise
+
+
+def info(where: str | Backend, *, state: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """The public header of a store, without its key and therefore not authenticated. Cost: no access."""
+    site = Site(where, state, sync=True, create=False)
+    try:
+        return Header.peek(site.header()).public
+    finally:
+        site.release()
+
+
+def restore(
+    source: str | Backend,
+    where: str | Backend,
+    *,
+    key: bytes | None = None,
+    passphrase: str | None = None,
+    state: str | os.PathLike[str] | None = None,
+    durability: str | None = None,
+) -> ObliviousStore:
+    """Make a new store from a backup: new keys inside, new positions for every block. The credential stays the same.
+
+    The positions in a backup may have been used since it was taken, and would link old accesses to new ones [research E.3]; so
+    it is read once from end to end and never opened for access. Cost: every slot of the backup read, every slot of the new store
+    written. Leaks: nothing beyond that. Client memory: all live blocks.
+    """
+    credential = Credential.of(key, passphrase)
+    level = _durability(durability, [])
+    old = Site(source, None, sync=True, create=False)
+    try:
+        engine, header = reopen(old, credential, Durability.SYNC, from_backup=True)
+        addresses, blocks = _collect(engine)
+        tags = None if engine.directory is None else engine.directory.tags.copy()
+    finally:
+        old.release()
+    shape = Shape.of(header.public)
+    site = Site(where, state, sync=level is not Durability.PROCESS, create=True)
+    try:
+        level = _default(level, site)
+        if site.file.get(HEADER) is not None or site.server_header() is not None:
+            raise StoreExistsError("there is a store at this place already")
+        header = Header({**header.public, "store": os.urandom(16).hex()}, os.urandom(KEY_SIZE))
+        engine = fresh(site, header, 1, level)
+        _retag(engine, shape, addresses, blocks, tags)
+        _populate(engine, addresses, blocks)
+        install(site, engine, header.seal(credential), empty=False, old=None)
+        return ObliviousStore(site, engine, header, level)
+    except BaseException:
+        site.release()
+        raise
+
+
+def _durability(durability: str | None, problems: list[str]) -> Durability | None:
+    if durability is None:
+        return None
+    try:
+        return Durability(durability)
+    except ValueError:
+        problems.append('durability must be "sync", "process" or "none"')
+        refuse(problems)
+        raise AssertionError from None
+
+
+def _default(level: Durability | None, site: Site) -> Durability:
+    if level is not None:
+        return level
+    return Durability.SYNC if Capability.DURABLE in site.backend.capabilities else Durability.NONE
+
+
+def _check(
+    capacity: int, block_size: int, scheme: str | SchemeParams | None, per_value: int, keyed: bool, cipher: str, durability: str | None
+) -> tuple[SchemeParams, Durability | None]:
+    problems = check_shape(capacity, block_size)
+    level = None
+    try:
+        level = _durability(durability, [])
+    except ParameterError as error:
+        problems.append(str(error))
+    if isinstance(per_value, bool) or not isinstance(per_value, int) or not 1 <= per_value <= 1024:
+        problems.append("blocks_per_value must be an integer from 1 to 1024")
+    elif not problems and capacity * per_value > 1 << 31:
+        problems.append("capacity times blocks_per_value must be at most 2^31")
+    elif not problems and keyed and per_value * block_size <= record.OVERHEAD:
+        problems.append(f"a record needs more than {record.OVERHEAD} bytes: raise block_size or blocks_per_value")
+    if not keyed and per_value != 1:
+        problems.append("blocks_per_value is for keyed stores")
+    if cipher not in CIPHERS:
+        problems.append(f"cipher must be one of {', '.join(CIPHERS)}")
+    if isinstance(scheme, str):
+        if scheme not in SCHEMES:
+            problems.append(f"scheme must be one of {', '.join(SCHEMES)}")
+        else:
+            scheme = SCHEMES[scheme]()
+    elif scheme is not None and not isinstance(scheme, PathParams | LinearParams):
+        problems.append("scheme must be a name, a params object or None")
+    elif scheme is not None:
+        problems += scheme.problems()
+    refuse(problems)
+    if scheme is None:
+        scheme = LinearParams() if linear_is_cheaper(capacity * per_value, block_size) else PathParams()
+    assert not isinstance(scheme, str)
+    return scheme, level
+
+
+# --- bulk
+
+
+def _collect(engine: Engine) -> tuple[I64, U8]:
+    """All live blocks, by one scan."""
+    chunks = list(engine.scan())
+    return np.concatenate([c[0] for c in chunks]), np.concatenate([c[1] for c in chunks])
+
+
+def _absorb(engine: Engine, shape: Shape, items: Pairs, progress: Progress | None = None) -> tuple[I64, U8]:
+    """Enter items into the directory of an engine; their blocks. Later items win over earlier ones with the same key."""
+    directory, k, B = engine.directory, shape.blocks_per_value, shape.geometry.B
+    assert directory is not None
+    size, tag_of = k * B, engine.journal.keyring.tag
+    blocks = np.zeros((1024, size), np.uint8)
+    rows: dict[int, int] | None = {} if len(directory) else None  # record -> row, where they differ
+    n = 0
+    for key, value in items.items() if isinstance(items, Mapping) else items:
+        key, value = record.check(key, value, size)
+        tag = tag_of(key)
+        found = directory.find(tag)
+        if found < 0:
+            offered = directory.free(1)
+            if not offered:
+                raise CapacityError("more items than the store has capacity for")
+            found = offered[0]
+            directory.insert(tag, found)
+        row = found if rows is None else rows.setdefault(found, n)
+        if row >= n:
+            n = row + 1
+            if n > len(blocks):
+                blocks = np.concatenate([blocks, np.zeros_like(blocks)])
+        blocks[row] = np.frombuffer(record.pack(key, value, size), np.uint8)
+        if progress is not None and n & 0x3FF == 0:
+            progress(n)
+    if progress is not None:
+        progress(n)
+    records = np.arange(n) if rows is None else np.fromiter(rows, np.int64, n)
+    addresses = (records[:, None] * k + np.arange(k)).reshape(-1)
+    return addresses, blocks[:n].reshape(n * k, B)
+
+
+def _retag(engine: Engine, shape: Shape, addresses: I64, blocks: U8, tags: U8 | None) -> None:
+    """Fill a new directory: the tag key changed with the secret, so that keys are read from their records again."""
+    if tags is None or engine.directory is None:
+        return
+    k, tag_of = shape.blocks_per_value, engine.journal.keyring.tag
+    order = np.argsort(addresses)
+    ordered = addresses[order]
+    for found in np.flatnonzero(tags.any(axis=1)).tolist():
+        at = int(np.searchsorted(ordered, found * k))
+        parts = order[at : at + k]
+        if not np.array_equal(addresses[parts], np.arange(found * k, found * k + k)):
+            raise IntegrityError("a record is incomplete: were blocks of this store written directly?")
+        pair = record.unpack(blocks[parts].tobytes())
+        if pair is None:
+            raise IntegrityError("a record is incomplete: were blocks of this store written directly?")
+        engine.directory.tags[found] = np.frombuffer(tag_of(pair[0]), np.uint8)
+    engine.directory.reload()
+
+
+def _populate(engine: Engine, addresses: I64, blocks: U8) -> None:
+    """Write every slot of a fresh engine once."""
+    for write in engine.scheme.build(addresses, blocks):
+        engine.backend.write_all([write])
+    engine.backend.sync()
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """For the owner of the store. ``stash`` and ``records`` are secret: do not export them."""
+
+    accesses: int  #: since creation
+    records: int | None  #: in use
+    stash: int  #: blocks of client memory beyond the public part
+    stash_alarm: bool  #: the stash is above the paper's bound for a failure probability of 2^-80
+    state_bytes: int  #: of the persisted client state
+
+
+class ObliviousStore(MutableMapping[bytes, bytes]):
+    """A mutable mapping from bytes to bytes whose server learns nothing from which records are touched.
+
+    Made by ``oram.create`` and ``oram.open``; close it, or use it in a ``with``. Thread-safe: one access at a time. It refuses pickling, copying,
+    use after a fork, and a second handle on the same store. Get, put, delete, hit and miss look the same to the server.
+
+    After IntegrityError, or any error in the middle of an access, it refuses further work; open it again.
+    """
+
+    __hash__ = object.__hash__
+
+    def __init__(self, site: Site, engine: Engine, header: Header, durability: Durability) -> None:
+        self._site, self._engine, self._header = site, engine, header
+        self._shape = Shape.of(header.public)
+        self._record_size = self._shape.blocks_per_value * self._shape.geometry.B
+        self._durability = durability
+        self._lock = threading.RLock()
+        self._no_note = Directory.note([None])
+        self._limit = max(1, engine.scheme.max_batch // self._shape.blocks_per_value)  # records a batch
+        self.blocks = Blocks(self)
+
+    # --- one record
+
+    def _directory(self) -> Directory:
+        if self._engine.directory is None:
+            raise ParameterError("this store was created without keys: use store.blocks")
+        return self._engine.directory
+
+    def _one(self, op: Op, found: int, payload: bytes = b"", change: tuple[int, bytes] | None = None) -> bytes:
+        """One record's access; a negative ``found`` is a dummy. Returns the record as it was."""
+        k = self._shape.blocks_per_value
+        requests = self._engine.scheme.requests(k)
+        self._fill(requests, 0, op, found, payload)
+        self._engine.access(requests, self._no_note if change is None else Directory.note([change]))
+        return requests.out[:k].tobytes()
+
+    def _fill(self, requests: Requests, i: int, op: Op, found: int, payload: bytes = b"") -> None:
+        k = self._shape.blocks_per_value
+        rows = slice(i * k, i * k + k)
+        requests.ops[rows] = op if found >= 0 else Op.DUMMY
+        requests.addresses[rows] = range(found * k, found * k + k) if found >= 0 else 0
+        if op is Op.WRITE:
+            requests.data[rows] = np.frombuffer(payload, np.uint8).reshape(k, -1)
+
+    def _value(self, blob: bytes, key: bytes) -> bytes:
+        pair = record.unpack(blob)
+        if pair is None or pair[0] != key:
+            raise IntegrityError("a record is malformed: were blocks of this store written directly?")
+        return pair[1]
+
+    def _look(self, key: object) -> tuple[bytes, bytes, int]:
+        """Key, tag, record or -1. No access."""
+        self._engine.check()
+        name = record.check_key(key, self._record_size)
+        tag = self._engine.journal.keyring.tag(name)
+        return name, tag, self._directory().find(tag)
+
+    def __getitem__(self, key: bytes) -> bytes:
+        """The value of a key. MissingKeyError (a KeyError) after the access.
+
+        Cost: one access of ``blocks_per_value`` blocks, hit or miss. Leaks: nothing beyond the access.
+        """
+        with self._lock:
+            name, _, found = self._look(key)
+            blob = self._one(Op.READ, found)
+            if found < 0:
+                raise MissingKeyError
+            return self._value(blob, name)
+
+    @overload
+    def get(self, key: bytes) -> bytes | None: ...
+    @overload
+    def get(self, key: bytes, default: bytes | T) -> bytes | T: ...
+    def get(self, key: bytes, default: Any = None) -> Any:
+        """The value of a key, or ``default``. Cost: one access, hit or miss. Leaks: nothing beyond the access."""
+        try:
+            return self[key]
+        except MissingKeyError:
+            return default
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        """Store a value. Acknowledged when it returns: see ``durability``.
+
+        Raises KeyTypeError, KeyTooLargeError, ValueTooLargeError before anything happens; CapacityError after the access.
+        Cost: one access, new key or old. Leaks: nothing beyond the access.
+        """
+        with self._lock:
+            name, value = record.check(key, value, self._record_size)
+            _, tag, found = self._look(name)
+            self._put(name, value, tag, found)
+
+    def _put(self, name: bytes, value: bytes, tag: bytes, found: int) -> None:
+        directory = self._directory()
+        change = None
+        if found < 0:
+            offered = directory.free(1)
+            if not offered:
+                self._one(Op.READ, -1)
+                raise CapacityError("the store is full")
+            found, change = offered[0], (offered[0], tag)
+        self._one(Op.WRITE, found, record.pack(name, value, self._record_size), change)
+        if change is not None:
+            directory.insert(tag, found)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """The same as ``store[key] = value``."""
+        self[key] = value
+
+    def __delitem__(self, key: bytes) -> None:
+        """Delete a key. MissingKeyError after the access. Cost: one access, hit or miss. Leaks: nothing beyond the access."""
+        self._take(key)
+
+    def delete(self, key: bytes) -> None:
+        """The same as ``del store[key]``."""
+        self._take(key)
+
+    def _take(self, key: bytes) -> bytes:
+        """Remove a key and return its value."""
+        with self._lock:
+            name, _, found = self._look(key)
+            return self._remove(name, found)
+
+    def _remove(self, name: bytes, found: int) -> bytes:
+        blob = self._one(Op.REMOVE, found, change=None if found < 0 else (found, NO_TAG))
+        if found < 0:
+            raise MissingKeyError
+        self._directory().remove(found)
+        return self._value(blob, name)
+
+    @overload
+    def pop(self, key: bytes, /) -> bytes: ...
+    @overload
+    def pop(self, key: bytes, /, default: bytes | T) -> bytes | T: ...
+    def pop(self, key: bytes, /, default: Any = _REQUIRED) -> Any:
+        """Remove a key and return its value, or ``default``. Cost: one access, hit or miss. Leaks: nothing beyond the access."""
+        try:
+            return self._take(key)
+        except MissingKeyError:
+            if default is _REQUIRED:
+                raise
+            return default
+
+    def popitem(self) -> tuple[bytes, bytes]:
+        """Remove some record and return it. MissingKeyError if there is none. Cost: one access. Leaks: nothing beyond the access."""
+        with self._lock:
+            self._engine.check()
+            found = self._directory().any()
+            blob = self._one(Op.REMOVE, found, change=None if found < 0 else (found, NO_TAG))
+            if found < 0:
+                raise MissingKeyError
+            self._directory().remove(found)
+            pair = record.unpack(blob)
+            if pair is None:
+                raise IntegrityError("a record is malformed: were blocks of this store written directly?")
+            return pair
+
+    def setdefault(self, key: bytes, default: bytes = b"") -> bytes:  # type: ignore[override]
+        """The value of a key, which is stored first if it is missing. Cost: one access either way. Leaks: nothing beyond the access."""
+        with self._lock:
+            name, value = record.check(key, default, self._record_size)
+            _, tag, found = self._look(name)
+            if found >= 0:
+                return self._value(self._one(Op.READ, found), name)
+            self._put(name, value, tag, found)
+            return value
+
+    # --- many records
+
+    def _batches(self, n: int, size: int | None) -> Iterator[tuple[int, int, int]]:
+        """(first, last, padded length) of each batch for n records padded to ``size``."""
+        total = n if size is None else size
+        if isinstance(total, bool) or not isinstance(total, int) or total < n:
+            raise ParameterError("size must be at least the number of records")
+        for first in range(0, total, self._limit):
+            yield first, min(first + self._limit, n), min(self._limit, total - first)
+
+    def _many(self, rows: Sequence[tuple[Op, int, bytes, tuple[int, bytes] | None]], size: int | None) -> Iterator[tuple[int, bytes]]:
+        """Run records' requests in padded batches; (index, record as it was) of each real one, batch by batch."""
+        k = self._shape.blocks_per_value
+        for first, last, length in self._batches(len(rows), size):
+            requests = self._engine.scheme.requests(length * k)
+            real = rows[first:last]
+            for i, (op, found, payload, _) in enumerate(real):
+                self._fill(requests, i, op, found, payload)
+            for i in range(len(real), length):
+                self._fill(requests, i, Op.DUMMY, -1)
+            self._engine.access(requests, Directory.note([*(row[3] for row in real), *[None] * (length - len(real))]))
+            for i in range(len(real)):
+                yield first + i, requests.out[i * k : i * k + k].tobytes()
+
+    def get_many(self, keys: Iterable[bytes], *, size: int | None = None) -> list[bytes | None]:
+        """Values in the order of ``keys``, None where missing.
+
+        size: pad the batch to this many records (with dummies), so that the server does not learn how many were asked for.
+        Cost: one batch of len(keys) or ``size`` records, in a constant number of round trips up to ``max_batch``. Leaks: that number.
+        """
+        with self._lock:
+            looked = [self._look(key) for key in keys]
+            values: list[bytes | None] = [None] * len(looked)
+            for i, blob in self._many([(Op.READ, found, b"", None) for _, _, found in looked], size):
+                if looked[i][2] >= 0:
+                    values[i] = self._value(blob, looked[i][0])
+            return values
+
+    def put_many(self, items: Pairs, *, size: int | None = None) -> None:
+        """Store many records; later ones win over earlier ones with the same key.
+
+        All keys and values are checked before anything happens. CapacityError after the accesses, with nothing stored.
+        Up to ``max_batch`` records are one atomic batch; more are several. Cost: one batch of len(items) or ``size`` records. Leaks: that number.
+        """
+        with self._lock:
+            checked = [record.check(k, v, self._record_size) for k, v in (items.items() if isinstance(items, Mapping) else items)]
+            directory = self._directory()
+            rows: list[tuple[Op, int, bytes, tuple[int, bytes] | None]] = []
+            new: dict[bytes, int] = {}
+            looked = [self._look(name) for name, _ in checked]
+            wanted = {tag for _, tag, found in looked if found < 0}
+            offered = iter(directory.free(len(wanted)))
+            if len(directory) + len(wanted) > self._shape.records:
+                for _ in self._many([(Op.DUMMY, -1, b"", None)] * len(looked), size):
+                    pass
+                raise CapacityError("the store is full")
+            for (name, value), (_, tag, found) in zip(checked, looked, strict=True):
+                change = None
+                if found < 0:
+                    if tag not in new:
+                        new[tag] = next(offered)
+                        change = (new[tag], tag)
+                    found = new[tag]
+                rows.append((Op.WRITE, found, record.pack(name, value, self._record_size), change))
+            for i, _ in self._many(rows, size):
+                change = rows[i][3]
+                if change is not None:
+                    directory.insert(change[1], change[0])
+
+    def delete_many(self, keys: Iterable[bytes], *, size: int | None = None) -> list[bool]:
+        """Delete many keys; whether each was there. Cost: one batch of len(keys) or ``size`` records. Leaks: that number."""
+        with self._lock:
+            rows: list[tuple[Op, int, bytes, tuple[int, bytes] | None]] = []
+            gone: set[int] = set()
+            for _, _, found in [self._look(key) for key in keys]:
+                hit = found >= 0 and found not in gone
+                gone.add(found)
+                rows.append((Op.REMOVE, found, b"", (found, NO_TAG)) if hit else (Op.DUMMY, -1, b"", None))
+            directory = self._directory()
+            for i, _ in self._many(rows, size):
+                if rows[i][3] is not None:
+                    directory.remove(rows[i][1])
+            return [row[3] is not None for row in rows]
+
+    def update(self, other: Any = (), /, **more: bytes) -> None:
+        """The same as ``put_many``. Keyword arguments are refused: keys are bytes."""
+        if more:
+            raise KeyTypeError("keys must be bytes")
+        if not isinstance(other, Mapping) and hasattr(other, "keys"):
+            other = [(key, other[key]) for key in other.keys()]  # noqa: SIM118 - the mapping protocol, not a dict
+        self.put_many(other)
+
+    # --- without the server
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a key is there. Cost: none, answered from client state. Leaks: nothing at all."""
+        with self._lock:
+            return self._look(key)[2] >= 0
+
+    def __len__(self) -> int:
+        """Records in use. Cost: none, answered from client state. Leaks: nothing at all."""
+        with self._lock:
+            self._engine.check()
+            return len(self._directory())
+
+    def __bool__(self) -> bool:
+        """True: a handle is not its content."""
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        """Identity: comparing content would be a scan in disguise."""
+        return self is other
+
+    # --- all records
+
+    def scan(self, visit: Callable[[bytes, bytes], None]) -> None:
+        """Call ``visit(key, value)`` for every record, in no useful order, while one sequential scan of all slots goes on.
+
+        The scan finishes even if ``visit`` raises; what it raised is raised then. ``visit`` must not use the store.
+        Cost: every slot read once, in index order; no write. Leaks: that a scan took place. Client memory: one chunk of 8 MB,
+        and records of several blocks that are not complete yet.
+        """
+        with self._lock:
+            self._engine.check()
+            k, directory = self._shape.blocks_per_value, self._directory()
+            parts: dict[int, list[bytes | None]] = {}
+            failure: BaseException | None = None
+            for addresses, blocks in self._engine.scan():
+                if failure is not None:
+                    continue
+                try:
+                    for i, address in enumerate(addresses.tolist()):
+                        found, part = divmod(address, k)
+                        if not directory.tags[found].any():
+                            continue
+                        have = parts.setdefault(found, [None] * k)
+                        have[part] = blocks[i].tobytes()
+                        if None not in have:
+                            pair = record.unpack(b"".join(parts.pop(found)))  # type: ignore[arg-type]
+                            if pair is not None:
+                                visit(*pair)
+                except BaseException as error:
+                    failure = error
+            if failure is not None:
+                raise failure
+
+    def _all(self) -> list[tuple[bytes, bytes]]:
+        pairs: list[tuple[bytes, bytes]] = []
+        self.scan(lambda key, value: pairs.append((key, value)))
+        return pairs
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All keys, by one whole scan before the first is returned. Cost and leaks as ``scan``. Client memory: all records."""
+        return iter([key for key, _ in self._all()])
+
+    def keys(self) -> KeysView[bytes]:
+        """A view of the keys; iterating it is one scan, ``in`` and ``len`` cost nothing."""
+        return KeysView(self)
+
+    def items(self) -> ItemsView[bytes, bytes]:
+        """A view of the records; iterating it is one whole scan before the first is returned, so stopping early shows nothing."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[bytes]:
+        """A view of the values; iterating it is one whole scan before the first is returned."""
+        return _Values(self)
+
+    def clear(self) -> None:
+        """Empty the store by making it anew. Cost: no access. Leaks: that it was cleared."""
+        with self._lock:
+            self._renew(None, [], keep=False)
+
+    def load(self, items: Pairs, *, progress: Progress | None = None) -> None:
+        """Bulk load: read every slot, merge the items in memory, write every slot once, with fresh positions.
+
+        Much cheaper than ``put_many`` where a good part of the store is loaded. All or nothing. CapacityError, and what ``put_many`` raises, with the
+        store unchanged. Cost: one scan and one rewriting of all slots, whatever is loaded. Leaks: that it took place. Client memory: all records.
+        """
+        with self._lock:
+            self._directory()
+            self._renew(None, items, keep=True, progress=progress)
+
+    def rekey(self, *, key: bytes | None = None, passphrase: str | None = None) -> None:
+        """Change the key or passphrase, the store's secret and all positions: everything is read and written anew.
+
+        What the old key opened before stays readable to whoever kept a copy of the old slots and that key. Cost and leaks as ``load``.
+        """
+        credential = Credential.of(key, passphrase)
+        with self._lock:
+            self._renew(credential, [], keep=True)
+
+    def _renew(self, credential: Credential | None, items: Pairs, *, keep: bool, progress: Progress | None = None) -> None:
+        """Build a new incarnation beside the old one and switch over in one transaction."""
+        self._engine.check()
+        old, site = self._engine, self._site
+        header, blob = self._header, site.header()
+        if credential is not None:
+            header = Header(header.public, os.urandom(KEY_SIZE))
+            blob = header.seal(credential)
+            header = Header(Header.peek(blob).public, header.secret)
+        incarnation = old.journal.incarnation + 1
+        addresses, blocks = _collect(old) if keep else (np.empty(0, np.int64), np.empty((0, self._shape.geometry.B), np.uint8))
+        try:
+            new = fresh(site, header, incarnation, self._durability)
+            new.sequence = old.sequence
+            _retag(new, self._shape, addresses, blocks, old.directory.tags if keep and old.directory is not None else None)
+            if items:
+                extra, more = _absorb(new, self._shape, items, progress)
+                stays = ~np.isin(addresses, extra)
+                addresses, blocks = np.concatenate([addresses[stays], extra]), np.concatenate([blocks[stays], more])
+            _populate(new, addresses, blocks)
+        except BaseException:
+            site.drop_all_but(old.journal.incarnation)
+            site.file.commit([], entries_of(site.file, incarnation))
+            raise
+        try:
+            install(site, new, blob, empty=False, old=old.journal.incarnation)
+        except BaseException as error:
+            raise old.fail(error) from None
+        old.retire()
+        self._engine, self._header = new, header
+
+    # --- the handle
+
+    @property
+    def capacity(self) -> int:
+        """Records it can hold (blocks where there is no directory)."""
+        return self._shape.records
+
+    @property
+    def max_batch(self) -> int:
+        """Records that one batch, and so one atomic ``put_many``, can hold."""
+        return self._limit
+
+    @property
+    def value_limit(self) -> int:
+        """Bytes that key and value may have together."""
+        return self._record_size - record.OVERHEAD
+
+    def info(self) -> dict[str, Any]:
+        """The public parameters."""
+        return {name: value for name, value in self._header.public.items() if name != "kdf"}
+
+    def stats(self) -> Stats:
+        """Numbers for the owner; some are secret. Cost: no access, O(client state) time."""
+        with self._lock:
+            self._engine.check()
+            engine = self._engine
+            stash = engine.scheme.stash_size
+            records = None if engine.directory is None else len(engine.directory)
+            return Stats(engine.sequence, records, stash, stash > STASH_ALARM, engine.pieces.size)
+
+    def verify(self) -> int:
+        """Open every slot under the reference it must have; return the number of live blocks. IntegrityError at the first that does not open.
+
+        Cost: every slot read once, in index order. Leaks: that it took place.
+        """
+        with self._lock:
+            return sum(len(addresses) for addresses, _ in self._engine.scan())
+
+    def flush(self) -> None:
+        """Make everything acknowledged survive power loss, whatever the durability. Cost: no access."""
+        with self._lock:
+            self._engine.check()
+            self._engine.flush()
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy slots and client state into a new LMDB directory, marked so that it can only be restored, never opened.
+
+        StoreExistsError if there is a store. Cost: every slot read once. Leaks: that it took place.
+        """
+        with self._lock:
+            self._engine.check()
+            self._engine.flush()
+            self._site.copy_to(Path(path), [self._engine.journal.mark_backup()])
+
+    def close(self) -> None:
+        """Leave the store so that it can be opened again. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._engine.close()
+            finally:
+                self._site.release()
+
+    _closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ObliviousStore {self._shape.scheme}, {self.capacity} records of {self._record_size} bytes>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise HandleError("a store handle cannot be pickled or copied: open the store where it is used")
+
+
+class _Items(ItemsView[bytes, bytes]):
+    """Records; an iteration is one scan, a membership test one access."""
+
+    _mapping: ObliviousStore
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return iter(self._mapping._all())
+
+    def __contains__(self, item: object) -> bool:
+        if not isinstance(item, tuple) or len(item) != 2:
+            return False
+        return bool(self._mapping.get(item[0]) == item[1])
+
+
+class _Values(ValuesView[bytes]):
+    """Values; an iteration or a membership test is one scan."""
+
+    _mapping: ObliviousStore
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([value for _, value in self._mapping._all()])
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == each for _, each in self._mapping._all())
+
+
+class Blocks:
+    """The block level: ``capacity`` blocks of ``block_size`` bytes by address, zeros where never written."""
+
+    def __init__(self, store: ObliviousStore) -> None:
+        self._store = store
+        self._lock = store._lock
+        self.block_size: int = store._shape.geometry.B
+        self._n: int = store._shape.geometry.N
+
+    def __len__(self) -> int:
+        """Blocks."""
+        return self._n
+
+    def _address(self, address: int) -> int:
+        if not isinstance(address, int | np.integer) or not 0 <= address < self._n:
+            raise AddressError(f"block addresses are integers from 0 to {self._n - 1}")
+        return int(address)
+
+    def _data(self, data: bytes) -> Any:
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise KeyTypeError("block data must be bytes")
+        if len(data) > self.block_size:
+            raise BlockSizeError(f"a block has {self.block_size} bytes")
+        return np.frombuffer(bytes(data).ljust(self.block_size, b"\0"), np.uint8)
+
+    def read(self, address: int) -> bytes:
+        """One block, ``block_size`` bytes. AddressError. Cost: one access. Leaks: nothing beyond the access."""
+        address = self._address(address)
+        with self._lock:
+            engine = self._store._engine
+            requests = engine.scheme.requests(1)
+            requests.ops[0] = 0
+            requests.addresses[0] = address
+            engine.access(requests)
+            return requests.out[0].tobytes()
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store one block; shorter data is padded with zeros. AddressError, BlockSizeError before anything happens. Cost: one access."""
+        address, row = self._address(address), self._data(data)
+        with self._lock:
+            engine = self._store._engine
+            requests = engine.scheme.requests(1)
+            requests.ops[0] = Op.WRITE
+            requests.addresses[0], requests.data[0] = address, row
+            engine.access(requests)
+
+    def _addresses(self, addresses: Sequence[int] | I64) -> I64:
+        array = np.asarray(addresses)
+        if array.ndim != 1 or (array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= self._n)):
+            raise AddressError(f"block addresses are integers from 0 to {self._n - 1}")
+        return array.astype(np.int64)
+
+    def read_many(self, addresses: Sequence[int] | I64) -> U8:
+        """Blocks as uint8 (n, block_size), in the order of the addresses. AddressError. Cost: one batch of n. Leaks: n."""
+        array = self._addresses(addresses)
+        out = np.empty((array.size, self.block_size), np.uint8)
+        with self._lock:
+            for first in range(0, array.size, self._store._engine.scheme.max_batch):
+                self._batch(Op.READ, array[first:], None, out[first:])
+        return out
+
+    def write_many(self, addresses: Sequence[int] | I64, data: U8 | Sequence[bytes]) -> None:
+        """Store blocks: uint8 (n, block_size) or n bytes objects. AddressError, BlockSizeError before anything happens. Cost: one batch of n. Leaks: n."""
+        array = self._addresses(addresses)
+        if isinstance(data, np.ndarray):
+            rows = data
+            if rows.dtype != np.uint8 or rows.shape != (array.size, self.block_size):
+                raise BlockSizeError(f"data must be uint8 of shape ({array.size}, {self.block_size})")
+        else:
+            if len(data) != array.size:
+                raise BlockSizeError("as many blocks as addresses, please")
+            rows = np.array([self._data(item) for item in data], np.uint8).reshape(array.size, self.block_size)
+        with self._lock:
+            for first in range(0, array.size, self._store._engine.scheme.max_batch):
+                self._batch(Op.WRITE, array[first:], rows[first:], None)
+
+    def _batch(self, op: Op, addresses: I64, rows: U8 | None, out: U8 | None) -> None:
+        engine = self._store._engine
+        m = min(len(addresses), engine.scheme.max_batch)
+        requests = engine.scheme.requests(m)
+        requests.ops[:m] = op
+        requests.addresses[:m] = addresses[:m]
+        if rows is not None:
+            requests.data[:m] = rows[:m]
+        engine.access(requests)
+        if out is not None:
+            out[:m] = requests.out[:m]
+
+
+__all__ = ["Blocks", "ObliviousStore", "OramError", "Stats", "create", "info", "open", "restore"]
