@@ -7,8 +7,8 @@ import sys
 import sysconfig
 
 from setuptools import setup
-from setuptools.command.build_ext import build_ext
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 
 class OptionalBuildExt(build_ext):

@@ -33,11 +33,24 @@ class Shape:
     keyed: bool
 
     @classmethod
-    def new(cls, records: int, block_size: int, blocks_per_value: int, params: SchemeParams, tree_top: int, cipher: str, keyed: bool) -> Shape:
+    def new(
+        cls,
+        records: int,
+        block_size: int,
+        blocks_per_value: int,
+        params: SchemeParams,
+        tree_top: int,
+        cipher: str,
+        keyed: bool,
+    ) -> Shape:
         """ParameterError, all problems of the geometry together."""
         n = records * blocks_per_value
         geometry: PathGeometry | LinearGeometry
-        geometry = LinearGeometry.of(n, block_size) if isinstance(params, LinearParams) else PathGeometry.of(n, block_size, params, tree_top)
+        geometry = (
+            LinearGeometry.of(n, block_size)
+            if isinstance(params, LinearParams)
+            else PathGeometry.of(n, block_size, params, tree_top)
+        )
         return cls(os.urandom(16).hex(), geometry, blocks_per_value, cipher, keyed)
 
     @property
@@ -64,7 +77,9 @@ class Shape:
         """From an authenticated header."""
         n, size = public["blocks"], public["block_size"]
         if public["scheme"] == PathParams.name:
-            geometry: PathGeometry | LinearGeometry = PathGeometry(n, size, public["Z"], public["L"], public["T"], public["h"])
+            geometry: PathGeometry | LinearGeometry = PathGeometry(
+                n, size, public["Z"], public["L"], public["T"], public["h"]
+            )
         elif public["scheme"] == LinearParams.name:
             geometry = LinearGeometry(n, size)
         else:
@@ -72,7 +87,9 @@ class Shape:
         return cls(public["store"], geometry, public["blocks_per_value"], public["cipher"], public["keyed"])
 
 
-def assemble(site: Site, header: Header, incarnation: int, keyring: Keyring, journal: Journal, durability: Durability) -> Engine:
+def assemble(
+    site: Site, header: Header, incarnation: int, keyring: Keyring, journal: Journal, durability: Durability
+) -> Engine:
     """An engine over the arrays of an empty store: what creation fills and recovery overwrites."""
     shape = Shape.of(header.public)
     kernel = kernels.active()
@@ -96,7 +113,9 @@ def _journal(site: Site, header: Header, incarnation: int, *, existing: bool) ->
     public = header.public
     salts = Journal.salts(site.file, incarnation) if existing else {}
     keyring = Keyring(header.secret, bytes.fromhex(public["store"]), incarnation, public["cipher"], salts)
-    return Journal.open(site.file, keyring, incarnation) if existing else Journal(site.file, keyring, incarnation, Meta())
+    return (
+        Journal.open(site.file, keyring, incarnation) if existing else Journal(site.file, keyring, incarnation, Meta())
+    )
 
 
 def fresh(site: Site, header: Header, incarnation: int, durability: Durability) -> Engine:
@@ -130,7 +149,9 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     site.drop_all_but(journal.incarnation)
 
 
-def reopen(site: Site, credential: Credential, durability: Durability, *, from_backup: bool = False) -> tuple[Engine, Header]:
+def reopen(
+    site: Site, credential: Credential, durability: Durability, *, from_backup: bool = False
+) -> tuple[Engine, Header]:
     """The store at this site, recovered and ready."""
     header = Header.open(site.header(), credential)
     incarnation = Journal.incarnation_of(site.file)
@@ -138,7 +159,9 @@ def reopen(site: Site, credential: Credential, durability: Durability, *, from_b
     if journal.meta.backup and not from_backup:
         raise BackupError("this is a backup: restore it into a new store, its positions may have been used since")
     if journal.meta.dirty:
-        raise UncleanShutdownError('the store was last used with durability="none" and not closed; its client state is lost')
+        raise UncleanShutdownError(
+            'the store was last used with durability="none" and not closed; its client state is lost'
+        )
     site.drop_all_but(incarnation)
     engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
     engine.recover()

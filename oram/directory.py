@@ -27,7 +27,7 @@ class Directory:
     def reload(self) -> None:
         """Rebuild index and free list from the tags."""
         self._index = self._kernels.index(self.tags)
-        self._free = np.flatnonzero(~self.tags.any(axis=1))[::-1].tolist()
+        self._free: list[int] = np.flatnonzero(~self.tags.any(axis=1))[::-1].tolist()
 
     def __len__(self) -> int:
         """Records in use. Cost: no access."""

@@ -50,7 +50,14 @@ class Engine:
     """One open store: a scheme over a backend, with its journal."""
 
     def __init__(
-        self, backend: Backend, journal: Journal, keys: Keys, scheme: Scheme, directory: Directory | None, durability: Durability, clock: str
+        self,
+        backend: Backend,
+        journal: Journal,
+        keys: Keys,
+        scheme: Scheme,
+        directory: Directory | None,
+        durability: Durability,
+        clock: str,
     ) -> None:
         self.backend, self.journal, self.scheme, self.directory = backend, journal, scheme, directory
         self.sequence = journal.meta.sequence
@@ -89,7 +96,11 @@ class Engine:
         """Put the handle out of use after a failure in the middle; returns what to raise."""
         if isinstance(error, TamperedError | IntegrityError):
             self._trouble = PoisonedError
-            return error if isinstance(error, IntegrityError) else IntegrityError("stored data was changed, swapped, withheld or is stale")
+            return (
+                error
+                if isinstance(error, IntegrityError)
+                else IntegrityError("stored data was changed, swapped, withheld or is stale")
+            )
         self._trouble = StoreClosedError
         return error
 
@@ -166,7 +177,9 @@ class Engine:
     def tick(self, sequence: int) -> SlotWrite:
         """The clock's slot for this access."""
         sealed = self.journal.keyring.seal(b"clock", sequence.to_bytes(8, "little"))
-        return SlotWrite(self._clock, _FIRST, np.frombuffer(sealed.ljust(CLOCK.slot_size, b"\0"), np.uint8).reshape(1, -1))
+        return SlotWrite(
+            self._clock, _FIRST, np.frombuffer(sealed.ljust(CLOCK.slot_size, b"\0"), np.uint8).reshape(1, -1)
+        )
 
     def _renew(self) -> None:
         """A generation also ends before its key has sealed too much."""

@@ -24,8 +24,8 @@ import numpy as np
 
 from oram.backends.base import SlotWrite, StateFile
 from oram.errors import IntegrityError
-from oram.keys import Keyring
 from oram.kernels.base import Op, Requests
+from oram.keys import Keyring
 from oram.state import PIECE, Pieces
 
 HEADER = b"header"
@@ -155,10 +155,14 @@ class Journal:
             return None
         plain = self.keyring.open(b"intent", blob)
         sequence, m, note_size = _INTENT.unpack_from(plain)
-        if sequence > self.meta.sequence + 1 or (sequence < self.meta.sequence and self.meta.sequence >= self.meta.first):
+        if sequence > self.meta.sequence + 1 or (
+            sequence < self.meta.sequence and self.meta.sequence >= self.meta.first
+        ):
             raise IntegrityError("the client state was changed")
         at = _INTENT.size
-        return Intent(sequence, note_size, plain[at : at + m], plain[at + m : at + 5 * m], plain[at + 5 * m : at + 9 * m])
+        return Intent(
+            sequence, note_size, plain[at : at + m], plain[at + m : at + 5 * m], plain[at + 5 * m : at + 9 * m]
+        )
 
     def write_back(self) -> list[SlotWrite]:
         """The latest write-back, where it is journaled."""
@@ -197,27 +201,53 @@ class Journal:
         """Durable before the first read. Length: a function of m."""
         m = requests.m
         body = b"".join(part[:m].tobytes() for part in (requests.ops, requests.addresses, requests.draws))
-        self.file.commit([(_key(b"i", self.incarnation), self.keyring.seal(b"intent", _INTENT.pack(sequence, m, note_size) + body))])
+        self.file.commit(
+            [(_key(b"i", self.incarnation), self.keyring.seal(b"intent", _INTENT.pack(sequence, m, note_size) + body))]
+        )
 
     def take(self, pieces: Pieces, record_size: int) -> list[bytes]:
         """The next pieces as they are before an access: as many as outweigh its record, so that the journal stays bounded."""
         count = min(pieces.count, -(-record_size // PIECE))
         return [pieces.take((self.meta.cursor + k) % pieces.count) for k in range(count)]
 
-    def log_commit(self, record: Record, taken: Sequence[bytes], pieces: Pieces, *, writes: Sequence[SlotWrite] = (), write_back: Sequence[SlotWrite] = ()) -> None:
+    def log_commit(
+        self,
+        record: Record,
+        taken: Sequence[bytes],
+        pieces: Pieces,
+        *,
+        writes: Sequence[SlotWrite] = (),
+        write_back: Sequence[SlotWrite] = (),
+    ) -> None:
         """The record and the pieces taken before the access; joined with ``writes`` where file and backend are one."""
         meta = self.meta
         puts = []
         for data in taken:
             i = meta.cursor % pieces.count
             meta = replace(meta, cursor=meta.cursor + 1)
-            puts.append((_key(b"p", self.incarnation, meta.layout, i), self.keyring.seal(self._piece_label(i, meta.cursor), data)))
+            puts.append(
+                (
+                    _key(b"p", self.incarnation, meta.layout, i),
+                    self.keyring.seal(self._piece_label(i, meta.cursor), data),
+                )
+            )
         plain = _RECORD.pack(meta.cursor, len(record.scheme), len(record.note)) + record.scheme + record.note
-        puts.append((_key(b"j", self.incarnation, record.sequence), self.keyring.seal(b"record%d" % record.sequence, plain)))
+        puts.append(
+            (_key(b"j", self.incarnation, record.sequence), self.keyring.seal(b"record%d" % record.sequence, plain))
+        )
         if write_back:
-            puts.append((_key(b"w", self.incarnation), self.keyring.seal(b"write-back", b"".join(_pack_write(w) for w in write_back))))
+            puts.append(
+                (
+                    _key(b"w", self.incarnation),
+                    self.keyring.seal(b"write-back", b"".join(_pack_write(w) for w in write_back)),
+                )
+            )
         # a record is needed until every piece was taken after it: those written with it were taken before it
-        kept = [entry for entry in self._kept if entry[0] != record.sequence] if self._kept and self._kept[-1][0] == record.sequence else self._kept
+        kept = (
+            [entry for entry in self._kept if entry[0] != record.sequence]
+            if self._kept and self._kept[-1][0] == record.sequence
+            else self._kept
+        )
         old = []
         for sequence, cursor in kept:
             if cursor + pieces.count > meta.cursor:
@@ -258,7 +288,11 @@ class Journal:
         old = [key for kind in (b"p", b"j", b"i", b"w") for key, _ in self.file.scan(_key(kind, self.incarnation))]
         self.meta = Meta(layout=self.meta.layout + 1, sequence=sequence, first=sequence + 1, growth=growth)
         entries = [
-            (_key(b"p", self.incarnation, self.meta.layout, i), self.keyring.seal(self._piece_label(i, 0), pieces.take(i))) for i in range(pieces.count)
+            (
+                _key(b"p", self.incarnation, self.meta.layout, i),
+                self.keyring.seal(self._piece_label(i, 0), pieces.take(i)),
+            )
+            for i in range(pieces.count)
         ]
         self._kept.clear()
         self.file.commit([*puts, *entries, self._meta(self.meta)], [*deletes, *old], writes=writes)

@@ -65,7 +65,11 @@ class Credential:
     def new_kdf(self) -> dict[str, Any]:
         """Public parameters of the derivation, for a new header."""
         salt = os.urandom(16).hex()
-        return {"name": "hkdf-sha256", "salt": salt} if self.key is not None else {"name": "argon2id", "salt": salt, **ARGON2}
+        return (
+            {"name": "hkdf-sha256", "salt": salt}
+            if self.key is not None
+            else {"name": "argon2id", "salt": salt, **ARGON2}
+        )
 
     def wrapping_key(self, kdf: Mapping[str, Any]) -> bytes:
         """The key that wraps the store's secret. WrongKeyError if the header wants the other kind of credential."""

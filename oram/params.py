@@ -64,7 +64,7 @@ class LinearParams:
 
 
 SchemeParams = PathParams | LinearParams
-SCHEMES: dict[str, type[PathParams] | type[LinearParams]] = {"path": PathParams, "linear": LinearParams}
+SCHEMES: dict[str, type[PathParams | LinearParams]] = {"path": PathParams, "linear": LinearParams}
 
 
 def check_shape(capacity: int, block_size: int) -> list[str]:

@@ -1,6 +1,6 @@
 """A record: one key and its value, padded to a fixed number of blocks.
 
-    used u8 = 1, key length u16, value length u32, key, value, zeros
+used u8 = 1, key length u16, value length u32, key, value, zeros
 """
 
 from __future__ import annotations

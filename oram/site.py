@@ -63,12 +63,16 @@ class Site:
         if blob is not None:
             return blob
         if self.server_header() is not None:
-            raise StateMissingError("the server's part of the store is there, its client state is not (was it created with state=PATH?)")
+            raise StateMissingError(
+                "the server's part of the store is there, its client state is not (was it created with state=PATH?)"
+            )
         raise StoreNotFoundError("there is no store at this place")
 
     def header_write(self, blob: bytes) -> SlotWrite:
         """The write of the server's copy."""
-        return SlotWrite(HEADER_REGION, _FIRST, np.frombuffer(blob.ljust(HEADER_SHAPE.slot_size, b"\0"), np.uint8).reshape(1, -1))
+        return SlotWrite(
+            HEADER_REGION, _FIRST, np.frombuffer(blob.ljust(HEADER_SHAPE.slot_size, b"\0"), np.uint8).reshape(1, -1)
+        )
 
     def drop_all_but(self, incarnation: int) -> None:
         """Forget the regions of incarnations that are gone, or were never finished."""

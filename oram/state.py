@@ -21,7 +21,7 @@ class Pieces:
     """A fixed sequence of arrays as pieces of PIECE bytes."""
 
     def __init__(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
-        self._views = [memoryview(array.reshape(-1).view(np.uint8)) for array in arrays]
+        self._views = [array.reshape(-1).view(np.uint8).data for array in arrays]
         self._starts = [0]
         for view in self._views:
             self._starts.append(self._starts[-1] + len(view))

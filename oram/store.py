@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, KeysView, ItemsView, Mapping, MutableMapping, Sequence, ValuesView
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    Sequence,
+    ValuesView,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +47,17 @@ from oram.journal import HEADER, entries_of
 from oram.kernels import CIPHERS
 from oram.kernels.base import Op, Requests
 from oram.keys import KEY_SIZE, Credential, Header
-from oram.params import DEFAULT_TREE_TOP, SCHEMES, STASH_ALARM, LinearParams, PathParams, SchemeParams, check_shape, linear_is_cheaper, refuse
+from oram.params import (
+    DEFAULT_TREE_TOP,
+    SCHEMES,
+    STASH_ALARM,
+    LinearParams,
+    PathParams,
+    SchemeParams,
+    check_shape,
+    linear_is_cheaper,
+    refuse,
+)
 from oram.site import Site
 from oram.types import I64, U8
 
@@ -191,7 +211,13 @@ def _default(level: Durability | None, site: Site) -> Durability:
 
 
 def _check(
-    capacity: int, block_size: int, scheme: str | SchemeParams | None, per_value: int, keyed: bool, cipher: str, durability: str | None
+    capacity: int,
+    block_size: int,
+    scheme: str | SchemeParams | None,
+    per_value: int,
+    keyed: bool,
+    cipher: str,
+    durability: str | None,
 ) -> tuple[SchemeParams, Durability | None]:
     problems = check_shape(capacity, block_size)
     level = None
@@ -242,8 +268,8 @@ def _absorb(engine: Engine, shape: Shape, items: Pairs, progress: Progress | Non
     blocks = np.zeros((1024, size), np.uint8)
     rows: dict[int, int] | None = {} if len(directory) else None  # record -> row, where they differ
     n = 0
-    for key, value in items.items() if isinstance(items, Mapping) else items:
-        key, value = record.check(key, value, size)
+    for given in items.items() if isinstance(items, Mapping) else items:
+        key, value = record.check(*given, size)
         tag = tag_of(key)
         found = directory.find(tag)
         if found < 0:
@@ -480,7 +506,9 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         for first in range(0, total, self._limit):
             yield first, min(first + self._limit, n), min(self._limit, total - first)
 
-    def _many(self, rows: Sequence[tuple[Op, int, bytes, tuple[int, bytes] | None]], size: int | None) -> Iterator[tuple[int, bytes]]:
+    def _many(
+        self, rows: Sequence[tuple[Op, int, bytes, tuple[int, bytes] | None]], size: int | None
+    ) -> Iterator[tuple[int, bytes]]:
         """Run records' requests in padded batches; (index, record as it was) of each real one, batch by batch."""
         k = self._shape.blocks_per_value
         for first, last, length in self._batches(len(rows), size):
@@ -515,7 +543,10 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         Up to ``max_batch`` records are one atomic batch; more are several. Cost: one batch of len(items) or ``size`` records. Leaks: that number.
         """
         with self._lock:
-            checked = [record.check(k, v, self._record_size) for k, v in (items.items() if isinstance(items, Mapping) else items)]
+            checked = [
+                record.check(k, v, self._record_size)
+                for k, v in (items.items() if isinstance(items, Mapping) else items)
+            ]
             directory = self._directory()
             rows: list[tuple[Op, int, bytes, tuple[int, bytes] | None]] = []
             new: dict[bytes, int] = {}
@@ -528,12 +559,11 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
                 raise CapacityError("the store is full")
             for (name, value), (_, tag, found) in zip(checked, looked, strict=True):
                 change = None
-                if found < 0:
-                    if tag not in new:
-                        new[tag] = next(offered)
-                        change = (new[tag], tag)
-                    found = new[tag]
-                rows.append((Op.WRITE, found, record.pack(name, value, self._record_size), change))
+                if found < 0 and tag not in new:
+                    new[tag] = next(offered)
+                    change = (new[tag], tag)
+                at = found if found >= 0 else new[tag]
+                rows.append((Op.WRITE, at, record.pack(name, value, self._record_size), change))
             for i, _ in self._many(rows, size):
                 change = rows[i][3]
                 if change is not None:
@@ -661,7 +691,9 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         with self._lock:
             self._renew(credential, [], keep=True)
 
-    def _renew(self, credential: Credential | None, items: Pairs, *, keep: bool, progress: Progress | None = None) -> None:
+    def _renew(
+        self, credential: Credential | None, items: Pairs, *, keep: bool, progress: Progress | None = None
+    ) -> None:
         """Build a new incarnation beside the old one and switch over in one transaction."""
         self._engine.check()
         old, site = self._engine, self._site
@@ -671,11 +703,15 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             blob = header.seal(credential)
             header = Header(Header.peek(blob).public, header.secret)
         incarnation = old.journal.incarnation + 1
-        addresses, blocks = _collect(old) if keep else (np.empty(0, np.int64), np.empty((0, self._shape.geometry.B), np.uint8))
+        addresses, blocks = (
+            _collect(old) if keep else (np.empty(0, np.int64), np.empty((0, self._shape.geometry.B), np.uint8))
+        )
         try:
             new = fresh(site, header, incarnation, self._durability)
             new.sequence = old.sequence
-            _retag(new, self._shape, addresses, blocks, old.directory.tags if keep and old.directory is not None else None)
+            _retag(
+                new, self._shape, addresses, blocks, old.directory.tags if keep and old.directory is not None else None
+            )
             if items:
                 extra, more = _absorb(new, self._shape, items, progress)
                 stays = ~np.isin(addresses, extra)
@@ -832,7 +868,8 @@ class Blocks:
             requests.ops[0] = 0
             requests.addresses[0] = address
             engine.access(requests)
-            return requests.out[0].tobytes()
+            block: bytes = requests.out[0].tobytes()
+            return block
 
     def write(self, address: int, data: bytes) -> None:
         """Store one block; shorter data is padded with zeros. AddressError, BlockSizeError before anything happens. Cost: one access."""
@@ -846,7 +883,9 @@ class Blocks:
 
     def _addresses(self, addresses: Sequence[int] | I64) -> I64:
         array = np.asarray(addresses)
-        if array.ndim != 1 or (array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= self._n)):
+        if array.ndim != 1 or (
+            array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= self._n)
+        ):
             raise AddressError(f"block addresses are integers from 0 to {self._n - 1}")
         return array.astype(np.int64)
 

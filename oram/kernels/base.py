@@ -153,7 +153,7 @@ class PathKernel(Protocol):
         ...
 
     def access_in_place(self, requests: Requests, region: Slots) -> None:
-        """plan and access in one go over the region's own memory."""
+        """Plan and access in one go over the region's own memory."""
         ...
 
     def open_pages(self, slots: I64, refs: U64, pages: Slots) -> U8:

@@ -14,7 +14,11 @@ SOURCES = ["csrc/cipher.c", "csrc/index.c", "csrc/linear.c", "csrc/path.c"]
 
 def declarations(header: str) -> str:
     """The header without what cffi does not read: directives other than plain constants."""
-    lines = [line for line in header.splitlines() if not line.startswith("#") or re.match(r"#define ORAM_\w+ \(?-?\w+\)?", line)]
+    lines = [
+        line
+        for line in header.splitlines()
+        if not line.startswith("#") or re.match(r"#define ORAM_\w+ \(?-?\w+\)?", line)
+    ]
     text = re.sub(r"/\*.*?\*/", "", "\n".join(lines), flags=re.DOTALL)
     return re.sub(r"#define (ORAM_\w+) .*", r"#define \1 ...", text)
 

@@ -27,7 +27,9 @@ def aegis() -> Any:
     try:
         from pyaegis import _aegis_ffi
     except ImportError as error:
-        raise CipherUnavailableError('the cipher aegis-256 needs the package pyaegis: pip install "oram[aegis]"') from error
+        raise CipherUnavailableError(
+            'the cipher aegis-256 needs the package pyaegis: pip install "oram[aegis]"'
+        ) from error
     return _aegis_ffi
 
 
@@ -44,7 +46,9 @@ class NativeKeys:
             self._context = self._gcm
         elif cipher == "aegis-256":
             module = aegis()
-            encrypt, decrypt = (module.ffi.addressof(module.lib, f"aegis256_{verb}_detached") for verb in ("encrypt", "decrypt"))
+            encrypt, decrypt = (
+                module.ffi.addressof(module.lib, f"aegis256_{verb}_detached") for verb in ("encrypt", "decrypt")
+            )
             self._encrypt = ffi.cast("oram_detached_encrypt_fn", int(module.ffi.cast("uintptr_t", encrypt)))
             self._decrypt = ffi.cast("oram_detached_decrypt_fn", int(module.ffi.cast("uintptr_t", decrypt)))
             self.struct.cipher = lib.oram_detached_cipher()
@@ -121,14 +125,31 @@ class NativePath:
         assert isinstance(keys, NativeKeys)
         self._geometry, self._keys = geometry, keys
         g = geometry
-        self._struct = ffi.new("oram_path *", {"Z": g.Z, "L": g.L, "T": g.T, "h": g.h, "h0": g.h0, "layers": g.layers, "B": g.B, "plain": g.plain, "N": g.N})
+        self._struct = ffi.new(
+            "oram_path *",
+            {
+                "Z": g.Z,
+                "L": g.L,
+                "T": g.T,
+                "h": g.h,
+                "h0": g.h0,
+                "layers": g.layers,
+                "B": g.B,
+                "plain": g.plain,
+                "N": g.N,
+            },
+        )
         self._attach(state)
         self._reserve(1)
         self._region: tuple[Slots, Any, Any] | None = None
 
     def _attach(self, state: PathState) -> None:
         self._state, c = state, self._struct
-        c.position, c.refs, c.head = pointer("uint32_t[]", state.position), pointer("uint64_t[]", state.refs), pointer("int32_t[]", state.head)
+        c.position, c.refs, c.head = (
+            pointer("uint32_t[]", state.position),
+            pointer("uint64_t[]", state.refs),
+            pointer("int32_t[]", state.head),
+        )
         c.pool_addr, c.pool_leaf = pointer("uint32_t[]", state.pool_addr), pointer("uint32_t[]", state.pool_leaf)
         c.pool_next, c.pool_data = pointer("int32_t[]", state.pool_next), pointer("uint8_t[]", state.pool_data)
         c.pool_cap, c.pool_free, c.pool_used = state.pool_addr.size, state.free, state.used
@@ -162,7 +183,11 @@ class NativePath:
 
     def _plan(self) -> int:
         r = self._requests
-        return int(lib.oram_path_plan(self._struct, r.m, r.c_ops, r.c_addresses, r.c_draws, self._c_path, self._c_slots, self._c_scratch))
+        return int(
+            lib.oram_path_plan(
+                self._struct, r.m, r.c_ops, r.c_addresses, r.c_draws, self._c_path, self._c_slots, self._c_scratch
+            )
+        )
 
     def plan(self, requests: Requests) -> PathPlan:
         """Which pages the batch reads."""
@@ -183,7 +208,8 @@ class NativePath:
         return placed
 
     def access_in_place(self, requests: Requests, region: Slots) -> None:
-        """plan and access over the region's own memory."""
+        """Plan and access over the region's own memory."""
+        assert requests is self._requests
         if self._region is None or self._region[0] is not region:
             self._region = (region, pointer("uint8_t[]", region.data), pointer("uint8_t[]", region.present))
         r, pages = self._requests, self._plan()
@@ -229,12 +255,12 @@ class NativeLinear:
 
     def access(self, requests: Requests, pages: Slots) -> None:
         """Open, serve and seal every page."""
+        assert requests is self._requests
         g, r = self._geometry, self._requests
         self._keys.run(
             lib.oram_linear_access, self._keys.struct, g.N, g.B, g.g, g.slots, pointer("uint64_t[]", self.base), r.m, r.c_ops, r.c_addresses,
             pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present), r.c_data, r.c_out, pointer("uint8_t[]", self._plain),
         )  # fmt: skip
-
 
     def open_pages(self, pages: Slots) -> U8:
         """All blocks in clear."""
@@ -245,14 +271,32 @@ class NativeLinear:
                 raise TamperedError
             self._keys.load(base >> COUNTER_BITS)
             context, counter = self._keys.struct.contexts[base >> COUNTER_BITS], base & ((1 << COUNTER_BITS) - 1)
-            self._keys.run(lib.oram_open_many, self._keys.struct.cipher, context, counter, g.slots, g.plain, pointer("uint8_t[]", pages.data), pointer("uint8_t[]", plain))
+            self._keys.run(
+                lib.oram_open_many,
+                self._keys.struct.cipher,
+                context,
+                counter,
+                g.slots,
+                g.plain,
+                pointer("uint8_t[]", pages.data),
+                pointer("uint8_t[]", plain),
+            )
         return plain
 
     def build_pages(self, blocks: U8) -> U8:
         """Seal all blocks."""
         g, keys = self._geometry, self._keys
         sealed = np.empty((g.slots, g.slot_size), np.uint8)
-        keys.run(lib.oram_seal_many, keys.struct.cipher, keys.struct.contexts[keys.current], keys.counter, g.slots, g.plain, pointer("uint8_t[]", blocks), pointer("uint8_t[]", sealed))
+        keys.run(
+            lib.oram_seal_many,
+            keys.struct.cipher,
+            keys.struct.contexts[keys.current],
+            keys.counter,
+            g.slots,
+            g.plain,
+            pointer("uint8_t[]", blocks),
+            pointer("uint8_t[]", sealed),
+        )
         self.base[0] = keys.current << COUNTER_BITS | keys.counter
         keys.struct.counter += g.slots
         return sealed
@@ -262,7 +306,7 @@ class NativeIndex:
     """Open addressing in C: 4 bytes a cell, at most half full."""
 
     def __init__(self, tags: U8) -> None:
-        self._rows = memoryview(tags.reshape(-1))
+        self._rows = memoryview(tags.reshape(-1).data)
         self._table = np.zeros(1 << (2 * max(1, len(tags)) - 1).bit_length(), np.uint32)
         self._args = pointer("uint8_t[]", tags), pointer("uint32_t[]", self._table), self._table.size
         lib.oram_index_build(self._args[0], len(tags), self._args[1], self._args[2])

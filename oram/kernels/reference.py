@@ -16,7 +16,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from oram.backends.base import Slots
 from oram.errors import CipherUnavailableError
-from oram.kernels.base import COUNTER_BITS, EMPTY, At, Keys, Op, PathPlan, PathState, PoolFullError, Requests, TamperedError
+from oram.kernels.base import (
+    COUNTER_BITS,
+    EMPTY,
+    At,
+    Keys,
+    Op,
+    PathPlan,
+    PathState,
+    PoolFullError,
+    Requests,
+    TamperedError,
+)
 from oram.params import TAG_SIZE, LinearGeometry, PathGeometry
 from oram.types import I64, U8, U32, U64
 
@@ -38,7 +49,9 @@ class Aegis256:
         try:
             from pyaegis import Aegis256 as Cipher
         except ImportError as error:
-            raise CipherUnavailableError('the cipher aegis-256 needs the package pyaegis: pip install "oram[aegis]"') from error
+            raise CipherUnavailableError(
+                'the cipher aegis-256 needs the package pyaegis: pip install "oram[aegis]"'
+            ) from error
         self._cipher, self._key = Cipher(TAG_SIZE), key
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes:
@@ -77,7 +90,9 @@ class ReferenceKeys:
 
     def seal(self, slot: int, counter: int, plain: bytes) -> bytes:
         """Seal under the current generation."""
-        return self._aead(self.current).encrypt(counter.to_bytes(self._nonce_size, "little"), plain, slot.to_bytes(8, "little"))
+        return self._aead(self.current).encrypt(
+            counter.to_bytes(self._nonce_size, "little"), plain, slot.to_bytes(8, "little")
+        )
 
     def open(self, slot: int, ref: int, sealed: bytes) -> bytes:
         """Open under a reference; InvalidTag."""
@@ -121,7 +136,11 @@ class ReferencePath:
         self._requests = Requests(1, geometry.B)
         g = geometry
         self._page_type = np.dtype(
-            [("refs", "<u8", (1 << g.h,)), ("meta", "<u4", (g.buckets * g.Z, 2)), ("blocks", "u1", (g.buckets * g.Z, g.B))]
+            [
+                ("refs", "<u8", (1 << g.h,)),
+                ("meta", "<u4", (g.buckets * g.Z, 2)),
+                ("blocks", "u1", (g.buckets * g.Z, g.B)),
+            ]
         )
 
     def requests(self, m: int) -> Requests:
@@ -152,7 +171,9 @@ class ReferencePath:
     @staticmethod
     def _rows(requests: Requests) -> list[tuple[int, int, int]]:
         m = requests.m
-        return list(zip(requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True))
+        return list(
+            zip(requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True)
+        )
 
     # --- pages and bytes
 
@@ -175,7 +196,8 @@ class ReferencePath:
 
     def _read(self, plan: PathPlan, pages: Slots) -> list[Page]:
         """Open the union from the top, each page under the reference in its parent."""
-        g, union, bad = self._geometry, {}, False
+        g, bad = self._geometry, False
+        union: dict[int, Page] = {}
         for i, slot in enumerate(plan.slots.tolist()):
             layer = sum(slot >= offset for offset in g.offsets[1:-1])
             prefix, parent, turn = slot - g.offsets[layer], None, 0
@@ -192,7 +214,10 @@ class ReferencePath:
             except InvalidTag:
                 bad, plain = True, self._open(slot, 0, b"", False)  # go on: the pattern must not say where
             page.refs = plain["refs"].tolist()
-            page.content = [(addr, leaf, block.tobytes()) for (addr, leaf), block in zip(plain["meta"].tolist(), plain["blocks"], strict=True)]
+            page.content = [
+                (addr, leaf, block.tobytes())
+                for (addr, leaf), block in zip(plain["meta"].tolist(), plain["blocks"], strict=True)
+            ]
         if bad:
             raise TamperedError
         return list(union.values())
@@ -224,7 +249,7 @@ class ReferencePath:
 
     def access(self, requests: Requests, plan: PathPlan, pages: Slots) -> U32:
         """Open, serve, evict and seal."""
-        g, state = self._geometry, self.state
+        state = self.state
         union = self._read(plan, pages)
         top = [page.slot for page in union if page.layer == 0]
         rows = self._rows(requests)
@@ -236,7 +261,9 @@ class ReferencePath:
         self._serve(requests, rows, entries, found)
         placed, stay = self._evict(union, top, entries)
         written = self._write(union, placed, pages)
-        state.refs[top] = np.arange(self._keys.counter, self._keys.counter + len(top), dtype=np.uint64) | np.uint64(self._keys.current << COUNTER_BITS)
+        state.refs[top] = np.arange(self._keys.counter, self._keys.counter + len(top), dtype=np.uint64) | np.uint64(
+            self._keys.current << COUNTER_BITS
+        )
         self._keys.counter += len(union)
         self._report(requests, rows, found, stay)
         self._settle(entries, stay)
@@ -252,7 +279,9 @@ class ReferencePath:
         for slot in top:
             q = int(state.head[slot])
             while q >= 0:
-                entries.append(Entry(int(state.pool_addr[q]), int(state.pool_leaf[q]), state.pool_data[q].tobytes(), pool=q))
+                entries.append(
+                    Entry(int(state.pool_addr[q]), int(state.pool_leaf[q]), state.pool_data[q].tobytes(), pool=q)
+                )
                 q = int(state.pool_next[q])
             state.head[slot] = -1
         for entry in entries:
@@ -260,7 +289,9 @@ class ReferencePath:
                 found[entry.addr] = entry
         return entries, found
 
-    def _serve(self, requests: Requests, rows: list[tuple[int, int, int]], entries: list[Entry], found: dict[int, Entry]) -> None:
+    def _serve(
+        self, requests: Requests, rows: list[tuple[int, int, int]], entries: list[Entry], found: dict[int, Entry]
+    ) -> None:
         """Serve the requests in order; the first one to an address remaps it."""
         g, remapped, zeros = self._geometry, set(), bytes(self._geometry.B)
         for r, (op, addr, draw) in enumerate(rows):
@@ -283,7 +314,9 @@ class ReferencePath:
                 entry.addr = EMPTY
                 del found[addr]
 
-    def _evict(self, union: list[Page], top: list[int], entries: list[Entry]) -> tuple[dict[Node, list[Entry]], list[Entry]]:
+    def _evict(
+        self, union: list[Page], top: list[int], entries: list[Entry]
+    ) -> tuple[dict[Node, list[Entry]], list[Entry]]:
         """Bottom-up: a bucket takes up to Z of its blocks, those that came from the server first, and hands the rest up."""
         g = self._geometry
         server: dict[Node, list[Entry]] = {}
@@ -335,7 +368,9 @@ class ReferencePath:
             pages.present[i] = 1
         return written
 
-    def _report(self, requests: Requests, rows: list[tuple[int, int, int]], found: dict[int, Entry], stay: list[Entry]) -> None:
+    def _report(
+        self, requests: Requests, rows: list[tuple[int, int, int]], found: dict[int, Entry], stay: list[Entry]
+    ) -> None:
         """For the journal: where each requested block is now, and what it holds."""
         staying, seen = {id(entry) for entry in stay}, set()
         for r, (op, addr, _) in enumerate(rows):
@@ -367,7 +402,7 @@ class ReferencePath:
             state.pool_next[q], state.head[chain] = state.head[chain], q
 
     def access_in_place(self, requests: Requests, region: Slots) -> None:
-        """plan and access over the region's own memory."""
+        """Plan and access over the region's own memory."""
         plan = self.plan(requests)
         pages = Slots(region.data[plan.slots], region.present[plan.slots])
         self.access(requests, plan, pages)
@@ -448,7 +483,9 @@ class ReferenceLinear:
         """Seal all blocks."""
         g, keys = self._geometry, self._keys
         plain = blocks.reshape(g.slots, g.plain)
-        sealed = np.array([np.frombuffer(keys.seal(i, keys.counter + i, plain[i].tobytes()), np.uint8) for i in range(g.slots)])
+        sealed = np.array(
+            [np.frombuffer(keys.seal(i, keys.counter + i, plain[i].tobytes()), np.uint8) for i in range(g.slots)]
+        )
         self.base[0] = keys.current << COUNTER_BITS | keys.counter
         keys.counter += g.slots
         return sealed

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oram.backends.base import RegionShape, SlotRead, Slots, SlotWrite
-from oram.kernels.base import Keys, KernelSet, Requests
+from oram.kernels.base import KernelSet, Keys, Requests
 from oram.params import LinearGeometry
 from oram.schemes.base import Access, Outcome, Reader
 from oram.types import I64, U8, U64

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oram.backends.base import RegionShape, SlotRead, Slots, SlotWrite
-from oram.kernels.base import COUNTER_BITS, EMPTY, At, Keys, KernelSet, Op, PathState, PoolFullError, Requests
+from oram.kernels.base import COUNTER_BITS, EMPTY, At, KernelSet, Keys, Op, PathState, PoolFullError, Requests
 from oram.params import PathGeometry
 from oram.schemes.base import Access, Outcome, Reader
 from oram.types import I64, U8, U32, U64
@@ -30,7 +30,15 @@ class PathORAM:
     Leaks: m, and m uniform leaves that are independent of the requests. Source: figure 1 of the paper.
     """
 
-    def __init__(self, geometry: PathGeometry, region: str, kernels: KernelSet, keys: Keys, position: U32, pool_size: int | None = None) -> None:
+    def __init__(
+        self,
+        geometry: PathGeometry,
+        region: str,
+        kernels: KernelSet,
+        keys: Keys,
+        position: U32,
+        pool_size: int | None = None,
+    ) -> None:
         self.geometry, self.region = geometry, region
         self.capacity, self.block_size, self.max_batch = geometry.N, geometry.B, geometry.max_batch
         self._keys = keys
@@ -69,7 +77,11 @@ class PathORAM:
             except PoolFullError:  # far above the paper's bound; no block is ever dropped
                 self._kernel.state = self._kernel.state.grown(self.geometry)
                 grown = True
-        return Outcome([SlotWrite(self.region, plan.slots, pages.data)], self._record(requests, plan.slots, first_page, placed), grown)
+        return Outcome(
+            [SlotWrite(self.region, plan.slots, pages.data)],
+            self._record(requests, plan.slots, first_page, placed),
+            grown,
+        )
 
     def access_in_place(self, requests: Requests, buffer: Callable[[str], Slots]) -> None:
         """The same over the backend's own memory."""
@@ -88,14 +100,28 @@ class PathORAM:
 
     def _record(self, requests: Requests, slots: I64, first_page: int, placed: U32) -> bytes:
         m = requests.m
-        parts: list[npt.NDArray[Any]] = [requests.where[:m], requests.addresses[:m], requests.draws[:m], requests.after[:m], slots, placed]
+        parts: list[npt.NDArray[Any]] = [
+            requests.where[:m],
+            requests.addresses[:m],
+            requests.draws[:m],
+            requests.after[:m],
+            slots,
+            placed,
+        ]
         return _RECORD.pack(m, slots.size, first_page) + b"".join(part.tobytes() for part in parts)
 
     def _parse(self, record: bytes) -> tuple[int, U8, U32, U32, U8, I64, U32]:
         m, pages, first_page = _RECORD.unpack_from(record)
         at = _RECORD.size
         parts = []
-        for dtype, count in (("u1", m), ("<u4", m), ("<u4", m), ("u1", m * self.block_size), ("<i8", pages), ("<u4", -1)):
+        for dtype, count in (
+            ("u1", m),
+            ("<u4", m),
+            ("<u4", m),
+            ("u1", m * self.block_size),
+            ("<i8", pages),
+            ("<u4", -1),
+        ):
             part = np.frombuffer(record, dtype, count, at)
             at += part.nbytes
             parts.append(part)
@@ -125,7 +151,9 @@ class PathORAM:
                     pool.pop(addr, None)
             top = slots[slots < self.geometry.offsets[1]]
             state.refs[top] = np.arange(first_page, first_page + top.size, dtype=np.uint64)
-        self._refill(np.array(list(pool), np.uint32), np.array(list(pool.values()), np.uint8).reshape(-1, self.block_size))
+        self._refill(
+            np.array(list(pool), np.uint32), np.array(list(pool.values()), np.uint8).reshape(-1, self.block_size)
+        )
 
     def _refill(self, addresses: U32, blocks: U8) -> None:
         """Replace the pool's content: chains lie end to end."""
@@ -162,13 +190,23 @@ class PathORAM:
     def scan(self, read: Reader) -> Iterator[tuple[I64, U8]]:
         """Pages in index order, so that each page's reference is at hand when it is its turn; then the pool."""
         g, state = self.geometry, self._kernel.state
-        page = np.dtype([("refs", "<u8", (1 << g.h,)), ("meta", "<u4", (g.buckets * g.Z, 2)), ("blocks", "u1", (g.buckets * g.Z, g.B))])
+        page = np.dtype(
+            [
+                ("refs", "<u8", (1 << g.h,)),
+                ("meta", "<u4", (g.buckets * g.Z, 2)),
+                ("blocks", "u1", (g.buckets * g.Z, g.B)),
+            ]
+        )
         refs, step = state.refs, max(1, SCAN_BYTES // g.slot_size)
         for layer in range(g.layers):
             below = []
             for first in range(0, refs.size, step):
                 slots = np.arange(first, min(first + step, refs.size)) + g.offsets[layer]
-                pages = self._kernel.open_pages(slots, refs[first : first + step], read(SlotRead(self.region, slots))).reshape(-1).view(page)
+                pages = (
+                    self._kernel.open_pages(slots, refs[first : first + step], read(SlotRead(self.region, slots)))
+                    .reshape(-1)
+                    .view(page)
+                )
                 below.append(pages["refs"][:, : 1 << g.height(layer)].reshape(-1))
                 live = pages["meta"][..., 0] != EMPTY
                 yield pages["meta"][live][:, 0].astype(np.int64), pages["blocks"][live]
