@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -180,7 +180,7 @@ def test_refused_calls_are_not_recorded(trace: TraceBackend) -> None:
     state = trace.state_file()
     assert state is not None
     bad = SlotWrite("tree", _slots(10), _data(1))
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: trace.read("other", _slots(1)),
         lambda: trace.read("tree", _slots(10)),
         lambda: trace.write_all((SlotWrite("tree", _slots(1), _data(1)), bad)),
@@ -217,7 +217,7 @@ def test_joint_commits_are_recorded_as_writes(trace: TraceBackend) -> None:
     assert state.shared is trace
     state.commit([(b"intent", b"12345")])
     state.commit(
-        [(b"commit", memoryview(np.arange(3, dtype=np.int64))), (b"a", b"")],
+        [(b"commit", np.arange(3, dtype=np.int64).data), (b"a", b"")],
         [b"intent"],
         writes=(SlotWrite("tree", _slots(4, 2), _data(2)), SlotWrite("clock", _slots(0), np.ones((1, 2), np.uint8))),
     )

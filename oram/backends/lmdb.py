@@ -536,6 +536,7 @@ class _Environment:
                 return BackendFullError(f"no room at {self.path}")
             # What the kernel could not write it may have dropped; a later fsync would succeed over the gap.
             self._die("reading or writing the disk failed; reopen the store")
+            return BackendError(self._why_dead)
         return _translated(error, self.path)
 
     def _die(self, why: str) -> None:
@@ -570,6 +571,8 @@ def _translated(error: lmdb.Error, path: str) -> Exception:
         lmdb.PageNotFoundError,
         lmdb.VersionMismatchError,
         lmdb.PanicError,
+        lmdb.PageFullError,  # these two cannot happen while the file is sound
+        lmdb.CursorFullError,
     )
     if isinstance(error, damage):
         return _damaged()
@@ -645,6 +648,8 @@ def _check_length(path: str) -> None:
         page_size = 0
         for _ in range(2):
             head = os.pread(file, _PAGE.size + _META.size, page_size)
+            if not head:
+                raise _damaged()  # LMDB would make a new environment of nothing
             if len(head) < _PAGE.size + _META.size:
                 return  # LMDB notices, here and below
             meta = _META.unpack_from(head, _PAGE.size)
