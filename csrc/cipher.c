@@ -107,3 +107,16 @@ int oram_open_many(const oram_cipher *cipher, void *ctx, uint64_t counter, uint3
     }
     return ORAM_OK;
 }
+
+int oram_floor(const oram_cipher *cipher, void *ctx, int warm, uint32_t n, const uint64_t *slots, size_t len, uint8_t *region, uint8_t *plain) {
+    for (uint32_t i = 0; i < n; i++) {
+        uint8_t *sealed = region + slots[i] * (len + ORAM_TAG);
+        int rc = warm ? cipher->open(ctx, 0, slots[i], sealed, len, plain + i * len) : ORAM_OK;
+        if (rc != ORAM_OK) return rc;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        int rc = cipher->seal(ctx, 0, slots[i], plain + i * len, len, region + slots[i] * (len + ORAM_TAG));
+        if (rc != ORAM_OK) return rc;
+    }
+    return ORAM_OK;
+}

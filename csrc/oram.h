@@ -65,9 +65,12 @@ typedef struct {
 } oram_detached;
 const oram_cipher *oram_detached_cipher(void);
 
-/* Seal or open n pages of len plain bytes one after the other: the floor of an access, for benchmarks. */
+/* Seal or open n pages of len plain bytes that lie end to end, page i under counter + i as slot i. */
 int oram_seal_many(const oram_cipher *cipher, void *ctx, uint64_t counter, uint32_t n, size_t len, const uint8_t *plain, uint8_t *sealed);
 int oram_open_many(const oram_cipher *cipher, void *ctx, uint64_t counter, uint32_t n, size_t len, const uint8_t *sealed, uint8_t *plain);
+
+/* Seal what lies in the slots named, after opening it where `warm`: the floor of an access, for benchmarks. */
+int oram_floor(const oram_cipher *cipher, void *ctx, int warm, uint32_t n, const uint64_t *slots, size_t len, uint8_t *region, uint8_t *plain);
 
 /* Path ORAM: geometry and client state. docs/architecture.md explains pages, references and the pool. */
 typedef struct {
@@ -102,6 +105,11 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
                      const uint32_t *draws, uint32_t pages, const uint64_t *slots, uint8_t *sealed, uint8_t *present,
                      int in_place, const uint8_t *data, uint8_t *out, uint32_t *placed, uint8_t *where,
                      uint8_t *after, uint8_t *scratch);
+
+/* Both steps at once over the region's own memory. path and slots are scratch as well. */
+int oram_path_in_place(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs,
+                       const uint32_t *draws, uint32_t *path, uint64_t *slots, uint8_t *region, uint8_t *present,
+                       const uint8_t *data, uint8_t *out, uint8_t *scratch);
 
 /* Open n pages under the references given (0: the page is empty, and comes out as such). */
 int oram_path_open(const oram_path *p, const oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *refs,

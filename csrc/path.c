@@ -32,6 +32,7 @@ typedef struct {
     int32_t *server, *server_end, *client, *client_end; /* (pages * buckets) lists of a node, by origin */
     int32_t *slot;          /* (pages * buckets * Z) entry placed there, -1 if none */
     uint8_t *plain;         /* (pages, plain) */
+    uint8_t *desk;          /* (plain) the page being assembled */
     uint32_t mask;
 } scratch;
 
@@ -66,6 +67,7 @@ static size_t layout(const oram_path *p, uint32_t m, uint8_t *base, scratch *s) 
     TAKE(pool, int32_t, entries);
     TAKE(page, int32_t, entries);
     TAKE(plain, uint8_t, pages * p->plain);
+    TAKE(desk, uint8_t, p->plain);
 #undef TAKE
     return at;
 }
@@ -369,10 +371,10 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
             }
         }
 
-    /* WriteBucket: assemble each page where it will be sealed. */
+    /* WriteBucket: each page is assembled in one small place that stays in the cache, and sealed from there. */
     for (uint32_t i = 0; i < pages; i++) {
         const size_t at = in_place ? slots[i] : i;
-        uint8_t *page = sealed + at * pitch, *meta = page + meta_at(p), *blocks = page + blocks_at(p);
+        uint8_t *page = s.desk, *meta = page + meta_at(p), *blocks = page + blocks_at(p);
         memcpy(page, s.plain + (size_t)i * p->plain, meta_at(p));
         for (uint32_t c = 0; c < 1u << p->h; c++) {
             const int32_t below = s.child[((size_t)i << p->h) + c];
@@ -389,7 +391,7 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
                 memcpy(blocks + z * B, s.source[k], B);
             if (placed != NULL) placed[(size_t)i * nb * Z + z] = addr;
         }
-        rc = keys->cipher->seal(keys->contexts[keys->current], keys->counter + i, slots[i], page, p->plain, page);
+        rc = keys->cipher->seal(keys->contexts[keys->current], keys->counter + i, slots[i], page, p->plain, sealed + at * pitch);
         if (rc != ORAM_OK) return rc;
         present[at] = 1;
     }
@@ -430,6 +432,13 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
         *head = q;
     }
     return ORAM_OK;
+}
+
+int oram_path_in_place(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs,
+                       const uint32_t *draws, uint32_t *path, uint64_t *slots, uint8_t *region, uint8_t *present,
+                       const uint8_t *data, uint8_t *out, uint8_t *base) {
+    const uint32_t pages = oram_path_plan(p, m, ops, addrs, draws, path, slots, base);
+    return oram_path_access(p, keys, m, ops, addrs, draws, pages, slots, region, present, 1, data, out, NULL, NULL, NULL, base);
 }
 
 int oram_path_build(const oram_path *p, oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *children,

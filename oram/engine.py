@@ -121,7 +121,7 @@ class Engine:
         """
         self.check()
         m = requests.m
-        requests.draws[:m] = np.frombuffer(os.urandom(4 * m), np.uint32)
+        requests.draws[:m] = np.frombuffer(os.urandom(4 * m), np.uint32)  # one draw a request, whatever it is
         self._renew()
         if self._logged:
             self._logged_access(self.sequence + 1, requests, note)

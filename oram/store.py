@@ -65,6 +65,7 @@ T = TypeVar("T")
 Progress = Callable[[int], None]  # told how many items are done
 Pairs = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
 _REQUIRED: Any = object()
+_INTEGERS = (int, np.integer)
 
 
 def create(
@@ -848,7 +849,7 @@ class Blocks:
         return self._n
 
     def _address(self, address: int) -> int:
-        if not isinstance(address, int | np.integer) or not 0 <= address < self._n:
+        if not isinstance(address, _INTEGERS) or not 0 <= address < self._n:
             raise AddressError(f"block addresses are integers from 0 to {self._n - 1}")
         return int(address)
 

@@ -11,7 +11,7 @@ from oram.backends.base import Slots
 from oram.errors import CipherUnavailableError
 from oram.kernels._native import ffi, lib
 from oram.kernels.base import COUNTER_BITS, Keys, PathPlan, PathState, PoolFullError, Requests, TamperedError
-from oram.params import LinearGeometry, PathGeometry
+from oram.params import TAG_SIZE, LinearGeometry, PathGeometry
 from oram.types import I64, U8, U32, U64
 
 name = "native"
@@ -141,7 +141,6 @@ class NativePath:
         )
         self._attach(state)
         self._reserve(1)
-        self._region: tuple[Slots, Any, Any] | None = None
 
     def _attach(self, state: PathState) -> None:
         self._state, c = state, self._struct
@@ -173,6 +172,7 @@ class NativePath:
         self._scratch = np.zeros(lib.oram_path_scratch(self._struct, m) // 8 + 1, np.uint64)
         self._c_path, self._c_slots = pointer("uint32_t[]", self._path), pointer("uint64_t[]", self._slots)
         self._c_scratch = pointer("uint8_t[]", self._scratch)
+        self._region: Slots | None = None  # whose pointers, with those above, are in _in_place
 
     def requests(self, m: int) -> Requests:
         """The kernel's own request buffers, for a batch of m."""
@@ -210,13 +210,14 @@ class NativePath:
     def access_in_place(self, requests: Requests, region: Slots) -> None:
         """Plan and access over the region's own memory."""
         assert requests is self._requests
-        if self._region is None or self._region[0] is not region:
-            self._region = (region, pointer("uint8_t[]", region.data), pointer("uint8_t[]", region.present))
-        r, pages = self._requests, self._plan()
-        self._keys.run(
-            lib.oram_path_access, self._struct, self._keys.struct, r.m, r.c_ops, r.c_addresses, r.c_draws, pages, self._c_slots,
-            self._region[1], self._region[2], 1, r.c_data, r.c_out, ffi.NULL, ffi.NULL, ffi.NULL, self._c_scratch,
-        )  # fmt: skip
+        if self._region is not region:
+            r = self._requests
+            self._in_place = (
+                r.c_ops, r.c_addresses, r.c_draws, self._c_path, self._c_slots, pointer("uint8_t[]", region.data),
+                pointer("uint8_t[]", region.present), r.c_data, r.c_out, self._c_scratch,
+            )  # fmt: skip
+            self._region = region
+        self._keys.run(lib.oram_path_in_place, self._struct, self._keys.struct, requests.m, *self._in_place)
 
     def open_pages(self, slots: I64, refs: U64, pages: Slots) -> U8:
         """Pages in clear."""
@@ -346,21 +347,22 @@ def index(tags: U8) -> NativeIndex:
     return NativeIndex(tags)
 
 
-def seal_floor(cipher: str, n: int, size: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Two functions that seal and open n pages of ``size`` bytes and do nothing else: the floor of an access."""
+def floor(cipher: str, region: U8) -> Callable[[U64], None]:
+    """For benchmarks: a function that opens and seals the slots it is given, of a region (slots, slot_size), and does nothing else."""
     keys = NativeKeys(cipher, lambda _: bytes(32))
     keys.start(1)
-    context = keys.struct.contexts[1]
-    plain, sealed = np.zeros(n * size, np.uint8), np.zeros(n * (size + 16), np.uint8)
-    a, b = pointer("uint8_t[]", plain), pointer("uint8_t[]", sealed)
+    context, size = keys.struct.contexts[1], region.shape[1] - TAG_SIZE
+    memory = pointer("uint8_t[]", region)
+    plain = np.zeros(4096 * size, np.uint8)
+    desk = pointer("uint8_t[]", plain)
+    for first in range(0, len(region), 4096):  # the first seal; nonces do not matter here
+        slots = np.arange(first, min(first + 4096, len(region)), dtype=np.uint64)
+        keys.run(lib.oram_floor, keys.struct.cipher, context, 0, slots.size, pointer("uint64_t[]", slots), size, memory, desk)
 
-    def seal() -> None:
-        keys.run(lib.oram_seal_many, keys.struct.cipher, context, 0, n, size, a, b)
+    def run(slots: U64) -> None:
+        keys.run(lib.oram_floor, keys.struct.cipher, context, 1, slots.size, pointer("uint64_t[]", slots), size, memory, desk)
 
-    def unseal() -> None:
-        keys.run(lib.oram_open_many, keys.struct.cipher, context, 0, n, size, b, a)
-
-    return seal, unseal
+    return run
 
 
 assert COUNTER_BITS == 40  # as in csrc/path.c
