@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Self, TypeVar
 
@@ -116,7 +117,7 @@ class LMDBBackend(Backend):
             raise
 
     @property
-    def path(self) -> str:
+    def path(self) -> Path:
         """The directory of the environment."""
         return self._environment.path
 
@@ -365,7 +366,7 @@ class _Environment:
             raise ParameterError(f"LMDB is not installed here (pip install lmdb): {_missing}")
         if map_size < 1 or (max_map_size is not None and max_map_size < 1):
             raise ParameterError("map_size and max_map_size must be positive")
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = Path(path).absolute()
         self.dead = False
         self._sync = sync
         self._pid = os.getpid()
@@ -382,19 +383,19 @@ class _Environment:
             raise BackendError(f"cannot use {self.path}: {error.strerror}") from error
 
     def _open(self, create: bool, map_size: int) -> None:
-        data = os.path.join(self.path, _DATA)
-        fresh = not os.path.exists(data)
+        data = self.path / _DATA
+        fresh = not data.exists()
         if fresh and not create:
             raise StoreNotFoundError(f"no LMDB environment at {self.path}")
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        self._unlock = weakref.finalize(self, _unlock, _lock(os.path.join(self.path, _LOCK)), self._pid)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._unlock = weakref.finalize(self, _unlock, _lock(self.path / _LOCK), self._pid)
         try:
             # An empty file is what a crash while creating leaves, but also all that is left of a truncated one.
-            fresh = not os.path.exists(data) or (create and not os.path.getsize(data))
+            fresh = not data.exists() or (create and not data.stat().st_size)
             if not fresh:
                 _check_length(data)
             self.env = lmdb.Environment(
-                self.path,
+                str(self.path),
                 map_size=_whole_pages(map_size),
                 max_dbs=_MAX_DBS,
                 mode=0o600,
@@ -415,7 +416,7 @@ class _Environment:
             raise
         if fresh:
             _sync_directory(self.path)
-            _sync_directory(os.path.dirname(self.path))
+            _sync_directory(self.path.parent)
 
     def check(self) -> None:
         """Raise BackendError after ``close`` or a failed write, ForkedStoreError in a child process."""
@@ -462,24 +463,24 @@ class _Environment:
                 raise self._failure(error) from error
 
     def copy_to(self, path: str | os.PathLike[str]) -> None:
-        target = os.path.abspath(os.fspath(path))
-        data = os.path.join(target, _DATA)
+        target = Path(path).absolute()
+        data = target / _DATA
         with self._condition:
             self.check()
             self._copies += 1
         try:
-            os.makedirs(target, mode=0o700, exist_ok=True)
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 self.env.copyfd(file, compact=True)
                 os.fsync(file)
             except BaseException:
-                os.unlink(data)
+                data.unlink()
                 raise
             finally:
                 os.close(file)
             _sync_directory(target)
-            _sync_directory(os.path.dirname(target))
+            _sync_directory(target.parent)
         except FileExistsError as error:
             raise StoreExistsError(f"there is something at {target} already") from error
         except OSError as error:
@@ -545,7 +546,7 @@ class _Environment:
 
     def _is_full(self) -> bool:
         """Whether the data file cannot get any longer."""
-        file = os.open(os.path.join(self.path, _DATA), os.O_WRONLY | os.O_CLOEXEC)
+        file = os.open(self.path / _DATA, os.O_WRONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(file).st_size
             try:
@@ -563,8 +564,8 @@ def _damaged() -> IntegrityError:
     return IntegrityError("the LMDB file is damaged")
 
 
-def _translated(error: lmdb.Error, path: str) -> Exception:
-    """This package's error for one of LMDB's, about the directory ``path``."""
+def _translated(error: lmdb.Error, path: Path) -> Exception:
+    """The error of this package for one of LMDB's, about the directory ``path``."""
     damage = (
         lmdb.CorruptedError,
         lmdb.InvalidError,
@@ -597,7 +598,7 @@ def _whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def _lock(path: str) -> int:
+def _lock(path: Path) -> int:
     """Lock a file for this open of it, making it if need be. Returns its descriptor; StoreLockedError if taken."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -618,7 +619,7 @@ def _unlock(file: int, pid: int) -> None:
     os.close(file)
 
 
-def _sync_directory(path: str) -> None:
+def _sync_directory(path: Path) -> None:
     """Make the names in a directory survive power loss."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -636,7 +637,7 @@ _BRANCH, _LEAF, _BIG = 1, 2, 1
 _NO_PAGE = 2**64 - 1
 
 
-def _check_length(path: str) -> None:
+def _check_length(path: Path) -> None:
     """Raise IntegrityError if a data file was cut off, which would be SIGBUS when LMDB reads what is missing.
 
     LMDB never writes a page that one and the same transaction took and gave back, so that a sound file may be
@@ -685,12 +686,12 @@ def _free_pages(file: int, page_size: int, root: int) -> set[int]:
             if flags & _BRANCH:
                 todo.append(size | node_flags << 32)
                 continue
-            at += _NODE.size + key_size
+            value = at + _NODE.size + key_size
             if node_flags & _BIG:
-                (number,) = struct.unpack_from("<Q", page, at)
+                (number,) = struct.unpack_from("<Q", page, value)
                 numbers = os.pread(file, size, number * page_size + _PAGE.size)
             else:
-                numbers = page[at : at + size]
+                numbers = page[value : value + size]
             if len(numbers) != size or size < 8:
                 raise _damaged()
             free.update(number for (number,) in struct.iter_unpack("<Q", numbers[8:]))  # the first is their count

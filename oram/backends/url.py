@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+from pathlib import Path
 
 from oram.backends.base import Backend
 from oram.backends.lmdb import LMDBBackend
@@ -30,5 +30,5 @@ def open_url(url: str, *, sync: bool, create: bool) -> Backend:
     if scheme == "memory" and colon and not rest:
         return MemoryBackend()
     if scheme == "lmdb" and rest and not rest.startswith("//"):
-        return LMDBBackend(os.path.expanduser(rest), sync=sync, create=create)
+        return LMDBBackend(Path(rest).expanduser(), sync=sync, create=create)
     raise ParameterError("not a backend's URL; the known ones are memory: and lmdb:PATH")

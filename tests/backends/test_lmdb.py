@@ -113,7 +113,7 @@ def _run(program: str, *arguments: str | Path, expect: int = 0) -> str:
         "from oram.backends import *\nfrom oram.errors import *\n"
         f"SHAPE = RegionShape({SHAPE.slots}, {SHAPE.slot_size})\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", head + program, *arguments],
         env=environment,
@@ -131,7 +131,7 @@ def _run(program: str, *arguments: str | Path, expect: int = 0) -> str:
 def test_a_new_directory_is_private(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     with LMDBBackend(path) as backend:
-        assert backend.path == str(path)
+        assert backend.path == path
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
         for file in path.iterdir():
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -196,7 +196,7 @@ def test_slots_in_order_fill_their_pages(tmp_path: Path) -> None:
         backend.allocate("tree", shape)
         for start in range(0, shape.slots, 1000):
             backend.write("tree", np.arange(start, start + 1000), _rows(start, 1000, 400))
-        size = os.path.getsize(tmp_path / "data.mdb")
+        size = (tmp_path / "data.mdb").stat().st_size
         assert size < 1.2 * shape.slots * 420
         # And then not in order, over and before them.
         backend.write("tree", np.arange(500)[::-1], _rows(1, 500, 400))
@@ -336,7 +336,7 @@ def test_full_at_the_limit(tmp_path: Path) -> None:
         assert not backend.read("tree", np.arange(100, 300)).present.any()
         assert state.get(b"key") == b"before"
         backend.write("tree", _indices(0), _rows(2, 1))  # goes on while there is room
-        assert os.path.getsize(tmp_path / "data.mdb") <= 200 * PAGE
+        assert (tmp_path / "data.mdb").stat().st_size <= 200 * PAGE
     with LMDBBackend(tmp_path, sync=False, max_map_size=1000 * PAGE) as backend:
         backend.write_all((everything,))  # room was made
         _check(backend, everything.data)
@@ -540,7 +540,7 @@ def _store(path: Path) -> U8:
 @pytest.mark.parametrize("keep", [0, 1, 100, PAGE, PAGE + 1, 2 * PAGE - 1, 2 * PAGE, 3 * PAGE, 50 * PAGE, -PAGE, -1])
 def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     _store(tmp_path)
-    size = os.path.getsize(tmp_path / "data.mdb")
+    size = (tmp_path / "data.mdb").stat().st_size
     os.truncate(tmp_path / "data.mdb", keep % size)
     with pytest.raises(IntegrityError, match="damaged"):
         LMDBBackend(tmp_path, create=False)
@@ -569,7 +569,7 @@ def test_a_sound_file_may_be_short(tmp_path: Path, rounds: int) -> None:
                     txn.delete(b"x%d" % i)
     pages = env.info()["last_pgno"] + 1
     state.close()
-    size = os.path.getsize(tmp_path / "data.mdb")
+    size = (tmp_path / "data.mdb").stat().st_size
     assert size < pages * PAGE  # or else this tests nothing
     state = LMDBStateFile.at(tmp_path, sync=False, create=False)
     assert list(state.scan(b"")) == kept
@@ -577,7 +577,7 @@ def test_a_sound_file_may_be_short(tmp_path: Path, rounds: int) -> None:
     assert len(list(state.scan(b""))) == 1020
     state.close()
     # Cut where there is something.
-    os.truncate(tmp_path / "data.mdb", min(size, os.path.getsize(tmp_path / "data.mdb")) // 2)
+    os.truncate(tmp_path / "data.mdb", min(size, (tmp_path / "data.mdb").stat().st_size) // 2)
     with pytest.raises(IntegrityError, match="damaged"):
         LMDBStateFile.at(tmp_path, create=False)
 
@@ -585,7 +585,7 @@ def test_a_sound_file_may_be_short(tmp_path: Path, rounds: int) -> None:
 @pytest.mark.parametrize("offset", [16, 17, 16 + 24, 16 + 24 + 1])
 def test_flipped_bits_in_the_meta_pages(tmp_path: Path, offset: int) -> None:
     _store(tmp_path)
-    with open(tmp_path / "data.mdb", "r+b") as file:
+    with (tmp_path / "data.mdb").open("r+b") as file:
         for page in range(2):
             file.seek(page * PAGE + offset)
             byte = file.read(1)[0]
@@ -726,7 +726,7 @@ for number in range(1, 1 << 30):
     head = (
         f"import os, sys\nimport numpy as np\nfrom oram.backends import *\nSHAPE = RegionShape({SHAPE.slots}, 4000)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
     for wanted in (1, 20, 150):
         with subprocess.Popen(
             [sys.executable, "-c", head + program, tmp_path, str(sync)], env=environment, stdout=subprocess.PIPE

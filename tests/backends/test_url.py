@@ -26,7 +26,7 @@ def test_lmdb(tmp_path: Path, slashes: str) -> None:
         open_url(f"lmdb:{slashes}{path}", sync=True, create=False)
     with open_url(f"lmdb:{slashes}{path}", sync=False, create=True) as backend:
         assert isinstance(backend, LMDBBackend)
-        assert backend.path == str(path)
+        assert backend.path == path
         backend.allocate("tree", RegionShape(1, 1))
     with open_url(f"lmdb:{slashes}{path}", sync=True, create=False) as backend:
         assert "tree" in backend.regions()
