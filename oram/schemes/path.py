@@ -76,7 +76,7 @@ class PathORAM:
                 break
             except PoolFullError:  # far above the paper's bound; no block is ever dropped
                 self._kernel.state = self._kernel.state.grown(self.geometry)
-                grown = True
+                plan, grown = self._kernel.plan(requests), True  # the same plan, in the kernel's new memory
         return Outcome(
             [SlotWrite(self.region, plan.slots, pages.data)],
             self._record(requests, plan.slots, first_page, placed),
@@ -96,7 +96,7 @@ class PathORAM:
     def record_size(self, requests: Requests) -> int:
         """Bytes of a record where no two paths share a page."""
         g, m = self.geometry, requests.m
-        return _RECORD.size + m * (9 + g.B + g.layers * (8 + 4 * g.buckets * g.Z))
+        return _RECORD.size + m * (13 + g.B + g.layers * (8 + 4 * g.buckets * g.Z))
 
     def _record(self, requests: Requests, slots: I64, first_page: int, placed: U32) -> bytes:
         m = requests.m
@@ -104,18 +104,35 @@ class PathORAM:
             requests.where[:m],
             requests.addresses[:m],
             requests.draws[:m],
+            self._pool_slots(requests),
             requests.after[:m],
             slots,
             placed,
         ]
         return _RECORD.pack(m, slots.size, first_page) + b"".join(part.tobytes() for part in parts)
 
-    def _parse(self, record: bytes) -> tuple[int, U8, U32, U32, U8, I64, U32]:
+    def _pool_slots(self, requests: Requests) -> U32:
+        """The pool slot of each request's block, EMPTY where it is not there.
+
+        Replay puts it into the very same slot, because pieces of the pool taken before and after a recovery end up beside one another.
+        """
+        g, state, m = self.geometry, self._kernel.state, requests.m
+        pool = np.full(m, EMPTY, np.uint32)
+        for r in np.flatnonzero(requests.where[:m] == At.POOL).tolist():
+            addr = int(requests.addresses[r])
+            q = int(state.head[int(state.position[addr]) >> (g.L - g.T)])
+            while state.pool_addr[q] != addr:
+                q = int(state.pool_next[q])
+            pool[r] = q
+        return pool
+
+    def _parse(self, record: bytes) -> tuple[int, U8, U32, U32, U32, U8, I64, U32]:
         m, pages, first_page = _RECORD.unpack_from(record)
         at = _RECORD.size
         parts = []
         for dtype, count in (
             ("u1", m),
+            ("<u4", m),
             ("<u4", m),
             ("<u4", m),
             ("u1", m * self.block_size),
@@ -125,8 +142,8 @@ class PathORAM:
             part = np.frombuffer(record, dtype, count, at)
             at += part.nbytes
             parts.append(part)
-        where, addresses, draws, after, slots, placed = parts
-        return first_page, where, addresses, draws, after.reshape(m, self.block_size), slots, placed
+        where, addresses, draws, pool, after, slots, placed = parts
+        return first_page, where, addresses, draws, pool, after.reshape(m, self.block_size), slots, placed
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         """Positions, references, and the pool's addresses and blocks; its leaves and chains follow from them."""
@@ -134,51 +151,55 @@ class PathORAM:
         return [state.position, state.refs, state.pool_addr, state.pool_data]
 
     def replay(self, records: Iterable[bytes]) -> None:
-        """Each record says absolute things, so the last word on an address stands."""
+        """Each record says absolute things, so the last word on an address and on a pool slot stands.
+
+        Every block is left in the pool slot where it was before the crash: pieces of the pool that were taken earlier stay in force.
+        """
         state = self._kernel.state
-        pool = {int(state.pool_addr[q]): state.pool_data[q].copy() for q in np.flatnonzero(state.pool_addr != EMPTY)}
+        at: dict[int, set[int]] = {}  # of pieces of different age more than one may name a block
+        for q in np.flatnonzero(state.pool_addr != EMPTY).tolist():
+            at.setdefault(int(state.pool_addr[q]), set()).add(q)
         for record in records:
-            first_page, where, addresses, draws, after, slots, placed = self._parse(record)
-            for addr in placed[placed != EMPTY].tolist():
-                pool.pop(addr, None)
-            for r, (at, addr, draw) in enumerate(zip(where.tolist(), addresses.tolist(), draws.tolist(), strict=True)):
-                if at == At.REPEAT:
-                    continue
-                state.position[addr] = draw & (self.geometry.leaves - 1)
-                if at == At.POOL:
-                    pool[addr] = after[r]
-                else:
-                    pool.pop(addr, None)
+            first_page, where, addresses, draws, pool, after, slots, placed = self._parse(record)
+            first = where != At.REPEAT
+            state.position[addresses[first]] = draws[first] & np.uint32(self.geometry.leaves - 1)
+            for addr in (*placed[placed != EMPTY].tolist(), *addresses[first].tolist()):
+                for q in at.pop(addr, ()):
+                    state.pool_addr[q] = EMPTY
+            for r in np.flatnonzero(where == At.POOL).tolist():
+                addr, q = int(addresses[r]), int(pool[r])
+                while q >= state.pool_addr.size:  # it grew, and there was no time for the checkpoint
+                    state = state.grown(self.geometry)
+                if state.pool_addr[q] != EMPTY:
+                    at[int(state.pool_addr[q])].discard(q)
+                state.pool_addr[q], state.pool_data[q] = addr, after[r]
+                at[addr] = {q}
             top = slots[slots < self.geometry.offsets[1]]
             state.refs[top] = np.arange(first_page, first_page + top.size, dtype=np.uint64)
-        self._refill(
-            np.array(list(pool), np.uint32), np.array(list(pool.values()), np.uint8).reshape(-1, self.block_size)
-        )
+        self._relink(state)
 
-    def _refill(self, addresses: U32, blocks: U8) -> None:
-        """Replace the pool's content: chains lie end to end."""
-        g, old = self.geometry, self._kernel.state
-        size, n = old.pool_addr.size, len(addresses)
-        while size - n < 2 * g.max_batch and size - n < size // 2:
-            size *= 2
-        state = PathState.empty(g, old.position, size)
-        state.refs = old.refs
-        leaf = old.position[addresses]
+    def _relink(self, state: PathState) -> None:
+        """Make the pool's leaves, chains and free slots anew, from positions and ``pool_addr``."""
+        g = self.geometry
+        used, free = np.flatnonzero(state.pool_addr != EMPTY), np.flatnonzero(state.pool_addr == EMPTY)
+        leaf = state.position[state.pool_addr[used]]
+        state.pool_leaf[used] = leaf
         chain = leaf >> np.uint32(g.L - g.T)
         order = np.argsort(chain, kind="stable")
-        state.pool_addr[:n], state.pool_leaf[:n], state.pool_data[:n] = addresses[order], leaf[order], blocks[order]
-        chain = chain[order]
-        state.pool_next[:n] = -1
+        used, chain = used[order], chain[order]
+        state.pool_next[used] = -1
         follows = np.flatnonzero(chain[1:] == chain[:-1])
-        state.pool_next[follows] = follows + 1
-        heads = np.flatnonzero(np.append(True, chain[1:] != chain[:-1])[:n])
-        state.head[chain[heads]] = heads
-        state.free, state.used = n, n
+        state.pool_next[used[follows]] = used[follows + 1]
+        heads = np.flatnonzero(np.append(True, chain[1:] != chain[:-1])[: used.size])
+        state.head[:] = -1
+        state.head[chain[heads]] = used[heads]
+        state.pool_next[free] = np.append(free[1:], -1)[: free.size]
+        state.free, state.used = int(free[0]) if free.size else -1, used.size
         self._kernel.state = state
 
     def redo(self, record: bytes) -> Requests:
         """The same look-ups on the state before it, with the values it left behind."""
-        _, where, addresses, draws, after, _, _ = self._parse(record)
+        _, where, addresses, draws, _, after, _, _ = self._parse(record)
         requests = self.requests(where.size)
         m = requests.m
         requests.ops[:m] = np.select([where == At.REPEAT, where == At.NONE], [Op.DUMMY, Op.REMOVE], Op.WRITE)
@@ -220,7 +241,11 @@ class PathORAM:
         addr = addresses.astype(np.uint32)
         leaf = state.position[addr]
         source, rest = self._place(leaf)
-        self._refill(addr[rest], blocks[rest])
+        while rest.size > state.pool_addr.size:
+            state = state.grown(g)
+        state.pool_addr[:] = EMPTY
+        state.pool_addr[: rest.size], state.pool_data[: rest.size] = addr[rest], blocks[rest]
+        self._relink(state)
         # a page is sealed in the order of its number, so that the references to it are known beforehand
         base = self._keys.current << COUNTER_BITS | self._keys.counter
         step = max(1, SCAN_BYTES // g.slot_size)
