@@ -162,15 +162,18 @@ class NativePath:
     @state.setter
     def state(self, state: PathState) -> None:
         self._attach(state)
-        self._reserve(self._capacity)
+        self._make_scratch()  # the requests stay: a batch that found the pool full is still in them
 
     def _reserve(self, m: int) -> None:
         self._capacity = m
         self._requests = NativeRequests(m, self._geometry.B)
         self._path = np.zeros(m, np.uint32)
         self._slots = np.zeros(m * self._geometry.layers, np.int64)
-        self._scratch = np.zeros(lib.oram_path_scratch(self._struct, m) // 8 + 1, np.uint64)
         self._c_path, self._c_slots = pointer("uint32_t[]", self._path), pointer("uint64_t[]", self._slots)
+        self._make_scratch()
+
+    def _make_scratch(self) -> None:
+        self._scratch = np.zeros(lib.oram_path_scratch(self._struct, self._capacity) // 8 + 1, np.uint64)
         self._c_scratch = pointer("uint8_t[]", self._scratch)
         self._region: Slots | None = None  # whose pointers, with those above, are in _in_place
 
