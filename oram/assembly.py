@@ -105,7 +105,7 @@ def assemble(
     clock = f"clock.{incarnation}"
     for name, form in (*scheme.regions().items(), (clock, CLOCK), (HEADER_REGION, HEADER_SHAPE)):
         site.backend.allocate(name, form)
-    return Engine(site.backend, journal, keys, scheme, directory, durability, clock)
+    return Engine(site.backend, journal, keys, scheme, directory, durability, clock, shape.blocks_per_value)
 
 
 def _journal(site: Site, header: Header, incarnation: int, *, existing: bool) -> Journal:

@@ -30,7 +30,7 @@ from oram.errors import (
 from oram.journal import Intent, Journal, Record
 from oram.kernels.base import Keys, Requests, TamperedError
 from oram.schemes.base import Access, Outcome, Scheme
-from oram.state import Pieces
+from oram.state import Pieces, piece_size
 from oram.types import I64, U8
 
 CLOCK = RegionShape(1, 64)
@@ -58,10 +58,11 @@ class Engine:
         directory: Directory | None,
         durability: Durability,
         clock: str,
+        unit: int,
     ) -> None:
         self.backend, self.journal, self.scheme, self.directory = backend, journal, scheme, directory
         self.sequence = journal.meta.sequence
-        self._keys, self._clock = keys, clock
+        self._keys, self._clock, self._unit = keys, clock, unit  # unit: requests of the usual batch
         self._logged, self._synced = durability is not Durability.NONE, durability is Durability.SYNC
         self._clean = True  # without a log: the checkpoint is up to date
         self._joint = journal.file.shared is backend
@@ -79,7 +80,8 @@ class Engine:
     def _lay_out(self) -> None:
         arrays = self.scheme.arrays()
         self.growth = len(arrays[-1])
-        self.pieces = Pieces([*([] if self.directory is None else [self.directory.tags]), *arrays])
+        one = self.scheme.record_size(self.scheme.requests(self._unit))
+        self.pieces = Pieces([*([] if self.directory is None else [self.directory.tags]), *arrays], piece_size(one))
 
     # --- the life of the handle
 

@@ -26,8 +26,9 @@ from oram.backends.base import SlotWrite, StateFile
 from oram.errors import IntegrityError
 from oram.kernels.base import Op, Requests
 from oram.keys import Keyring
-from oram.state import PIECE, Pieces
+from oram.state import Pieces
 
+TRIM = 64  # records that are deleted together
 HEADER = b"header"
 META = b"meta"
 _META = struct.Struct("<IQQQQ???")
@@ -207,7 +208,7 @@ class Journal:
 
     def take(self, pieces: Pieces, record_size: int) -> list[bytes]:
         """The next pieces as they are before an access: as many as outweigh its record, so that the journal stays bounded."""
-        count = min(pieces.count, -(-record_size // PIECE))
+        count = min(pieces.count, -(-record_size // pieces.length))
         return [pieces.take((self.meta.cursor + k) % pieces.count) for k in range(count)]
 
     def log_commit(
@@ -253,6 +254,8 @@ class Journal:
             if cursor + pieces.count > meta.cursor:
                 break
             old.append(sequence)
+        if len(old) < TRIM:
+            old = []  # together, because each deletion costs a page of the file
         first = old[-1] + 1 if old else meta.first
         meta = replace(meta, sequence=record.sequence, first=first)
         puts.append(self._meta(meta))

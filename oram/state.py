@@ -14,22 +14,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-PIECE = 4048  # bytes; sealed, it fills one page of the state file's engine
+
+def piece_size(record_size: int) -> int:
+    """Bytes of a piece, for accesses with records of this size: with its seal and key it is half of LMDB's 4 KB page or all of it."""
+    return 1920 if record_size <= 1920 else 4048
 
 
 class Pieces:
-    """A fixed sequence of arrays as pieces of PIECE bytes."""
+    """A fixed sequence of arrays as pieces of ``length`` bytes, the last one shorter."""
 
-    def __init__(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+    def __init__(self, arrays: Sequence[npt.NDArray[Any]], length: int) -> None:
+        self.length = length
         self._views = [array.reshape(-1).view(np.uint8).data for array in arrays]
         self._starts = [0]
         for view in self._views:
             self._starts.append(self._starts[-1] + len(view))
         self.size = self._starts[-1]
-        self.count = -(-self.size // PIECE)
+        self.count = -(-self.size // length)
 
     def _ranges(self, piece: int) -> Iterator[memoryview]:
-        at, end = piece * PIECE, min((piece + 1) * PIECE, self.size)
+        at, end = piece * self.length, min((piece + 1) * self.length, self.size)
         k = bisect_right(self._starts, at) - 1
         while at < end:
             if at < self._starts[k + 1]:
