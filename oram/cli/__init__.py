@@ -1,0 +1,32 @@
+"""The command line: ``oram`` and ``python -m oram``.
+
+Exit codes, which scripts may rely on:
+
+    0    ok
+    1    the key is not in the store
+    2    usage, bad parameters or bad input
+    3    no store there, one is there already, or its client state is missing
+    4    wrong key or passphrase
+    5    integrity: stored data was changed, rolled back or is stale
+    6    the store is in use by another handle
+    7    no space, or the backend or a file failed
+    8    the store is full, or a key or value too large
+    9    a backup was opened as a store, or the store was not closed
+    10   anything else
+    130  interrupted
+
+An error is one line on stderr, ``oram: <message>``. It contains no key, value or passphrase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; ``args`` are those of the process by default. Returns the exit code."""
+    from oram.cli.app import run  # not at the top: whoever imports this package pays for nothing
+
+    return run(args)

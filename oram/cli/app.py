@@ -1,0 +1,558 @@
+"""The commands. Each opens the store, does one thing and closes it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+import oram
+from oram import cli, record
+from oram.cli import credentials, exits, formats
+from oram.cli.exits import InputError
+from oram.cli.progress import Meter, meter
+from oram.errors import CapacityError, OramError, StateMissingError, StoreExistsError, StoreNotFoundError
+
+__all__ = ["app", "run"]
+
+_CODES = (cli.__doc__ or "").partition("rely on:\n")[2].partition("\nAn error")[0]
+EPILOG = f"""\b
+Exit codes:
+{_CODES.strip(chr(10))}
+\b
+Keys come from --key-file (32 bytes or 64 hex digits), ORAM_KEY (hex digits),
+ORAM_KEY_FILE, ORAM_PASSPHRASE or a hidden prompt, in this order.
+"""
+
+app = typer.Typer(
+    name="oram",
+    help="An oblivious key-value store: its server does not learn which records are touched.",
+    epilog=EPILOG,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Where = Annotated[str, typer.Argument(metavar="URL", help="lmdb:PATH, or just the path.")]
+State = Annotated[Path | None, typer.Option("--state", metavar="PATH", help="Client state, where it is kept apart.")]
+KeyFile = Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="32 bytes, or 64 hex digits.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", show_default=False)]
+Hex = Annotated[bool, typer.Option("--hex", help="KEY and VALUE are hex digits, also on output. Files are always raw.")]
+Base64 = Annotated[bool, typer.Option("--base64", help="The same in base64.")]
+Durability = Annotated[
+    str | None,
+    typer.Option(help="sync (survives power loss), process (a killed process) or none.", show_default="sync"),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
+Format = Annotated[str | None, typer.Option("--format", help="csv or jsonl, where the file's name does not say it.")]
+
+
+def run(args: Sequence[str] | None) -> int:
+    """Run one command and return its exit code; whatever goes wrong becomes one line on stderr."""
+    args = sys.argv[1:] if args is None else list(args)
+    try:
+        result = app(args=args or ["--help"], prog_name="oram", standalone_mode=False)
+        sys.stdout.flush()
+        if result == exits.INTERRUPTED:
+            raise KeyboardInterrupt
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else exits.OTHER
+    except BaseException as error:
+        code, message = exits.explain(error)
+        if os.environ.get("ORAM_TRACEBACK"):
+            import traceback
+
+            traceback.print_exception(error)
+        if isinstance(error, BrokenPipeError):
+            # What is still in the buffer has nowhere to go; Python would complain about it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if message:
+            print(f"oram: {message}", file=sys.stderr)
+        return code
+    return result if isinstance(result, int) else 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"oram {oram.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- places
+
+
+def _url(where: str) -> str:
+    """The URL of a store; a bare path is one of lmdb:."""
+    scheme, colon, rest = where.partition(":")
+    if scheme == "memory" and colon:
+        raise InputError("a store in memory would be gone when the command ends")
+    if where and not (colon and (scheme == "lmdb" or rest.startswith("//"))):
+        return f"lmdb:{where}"
+    return where
+
+
+def _path(where: str) -> Path:
+    """The directory that a URL names."""
+    scheme, colon, rest = _url(where).partition(":")
+    if scheme != "lmdb" or not colon or not rest:
+        raise InputError("a backup goes to a path")
+    return Path(rest[2:] if rest.startswith("///") else rest).expanduser()
+
+
+def _open(where: str, state: Path | None, key_file: Path | None, durability: str | None = None) -> oram.ObliviousStore:
+    place = _url(where)
+    credential = credentials.existing(place, state, key_file)
+    return oram.open(place, key=credential.key, passphrase=credential.passphrase, state=state, durability=durability)
+
+
+def _refuse_existing(place: str, state: Path | None) -> None:
+    """StoreExistsError if there is a store: before a key is made for a new one."""
+    with suppress(StoreNotFoundError):
+        with suppress(StateMissingError):
+            oram.info(place, state=state)
+        raise StoreExistsError("there is a store at this place already")
+
+
+def _announce_key(written: Path | None) -> None:
+    if written is not None:
+        print(f"oram: wrote a new key to {written} (mode 0600): without it nothing can be read", file=sys.stderr)
+
+
+def _take_back_key(written: Path | None, place: str, state: Path | None) -> None:
+    """Remove the key that was made for a store, if and only if there is no such store."""
+    if written is None:
+        return
+    try:
+        oram.info(place, state=state)
+    except StoreNotFoundError:
+        written.unlink()
+    except OramError:
+        _announce_key(written)
+    else:
+        _announce_key(written)
+
+
+def _say(text: str) -> None:
+    print(exits.one_line(text))
+
+
+def _count(n: int, noun: str = "record") -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+# --- create and look
+
+
+@app.command()
+def create(
+    url: Where,
+    capacity: Annotated[int, typer.Option(help="Records that the store can hold.")],
+    block_size: Annotated[str, typer.Option(metavar="BYTES", help="Of a block, as in 4096 or 4KiB.")] = "4KiB",
+    blocks_per_value: Annotated[int, typer.Option(help="Blocks that each record takes.")] = 1,
+    scheme: Annotated[
+        str | None, typer.Option(help="path or linear.", show_default="the cheaper one, as measured")
+    ] = None,
+    cipher: Annotated[str, typer.Option(help="aes-256-gcm or aegis-256.")] = "aes-256-gcm",
+    tree_top: Annotated[
+        str, typer.Option(metavar="BYTES", help="Client memory for the top of the tree, which the server never sees.")
+    ] = "16MiB",
+    durability: Durability = None,
+    items: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Records to start with: .csv or .jsonl, as for load.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="FILE", help="A new key is written where it is missing.")
+    ] = None,
+    state: State = None,
+) -> None:
+    """Make a new store. All options but the items and the key are public."""
+    place = _url(url)
+    block, top = formats.size(block_size, "--block-size"), formats.size(tree_top, "--tree-top")
+    form = None if items is None else formats.format_of(str(items), None)
+    _refuse_existing(place, state)
+    new = credentials.new(key_file)
+    count = 0
+
+    def counted(pairs: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        nonlocal count
+        for pair in pairs:
+            yield pair
+            count += 1
+
+    try:
+        with _source(items) as (lines, total), meter("reading", total) as bar:
+            pairs = None if form is None else counted(formats.read(bar.lines(lines), form, block * blocks_per_value))
+            oram.create(
+                place, key=new.credential.key, passphrase=new.credential.passphrase, capacity=capacity, block_size=block,
+                blocks_per_value=blocks_per_value, scheme=scheme, cipher=cipher, tree_top=top, durability=durability,
+                state=state, items=pairs,
+            ).close()  # fmt: skip
+    except BaseException:
+        _take_back_key(new.written, place, state)
+        raise
+    _announce_key(new.written)
+    _say(f"created a store for {_count(capacity)}" + ("" if items is None else f", loaded {_count(count)}"))
+
+
+@app.command()
+def info(url: Where, state: State = None, as_json: Json = False) -> None:
+    """The public parameters of a store. Needs no key, and therefore does not authenticate them."""
+    from oram.cli.doctor import describe
+
+    found = describe(oram.info(_url(url), state=state))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name.replace('_', ' '):20} {value}")
+
+
+app.command("open-info", hidden=True)(info)
+
+
+# --- one record
+
+
+@app.command()
+def put(
+    url: Where,
+    key: Key,
+    value: Annotated[
+        str | None, typer.Argument(metavar="[VALUE | -]", help="The value; - reads it from stdin.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="Take the value from a file, as it is.")
+    ] = None,
+    hex: Hex = False,
+    base64: Base64 = False,
+    key_file: KeyFile = None,
+    state: State = None,
+    durability: Durability = None,
+) -> None:
+    """Store one value. Other users of this machine can see arguments: prefer --file or - for what is secret."""
+    coding = formats.Coding(hex=hex, base64=base64)
+    name = coding.decode(key, "key")
+    if (value is None) == (file is None):
+        raise InputError("give either VALUE, or - for stdin, or --file")
+    if file is not None:
+        data = _input(file)
+    elif value == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        assert value is not None
+        data = coding.decode(value, "value")
+    with _open(url, state, key_file, durability) as store:
+        store.put(name, data)
+
+
+@app.command()
+def get(
+    url: Where,
+    key: Key,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there, as it is, mode 0600.")
+    ] = None,
+    hex: Hex = False,
+    base64: Base64 = False,
+    key_file: KeyFile = None,
+    state: State = None,
+) -> None:
+    """Write one value to stdout, byte for byte. Exit code 1 if the key is not in the store."""
+    coding = formats.Coding(hex=hex, base64=base64)
+    name = coding.decode(key, "key")
+    with _open(url, state, key_file) as store:
+        value = store[name]
+    if output is not None:
+        with formats.replacing(output) as file:
+            file.write(value)
+        return
+    sys.stdout.buffer.write(coding.encode(value))
+    sys.stdout.buffer.flush()
+
+
+@app.command()
+def delete(
+    url: Where,
+    key: Key,
+    hex: Hex = False,
+    base64: Base64 = False,
+    key_file: KeyFile = None,
+    state: State = None,
+    durability: Durability = None,
+) -> None:
+    """Delete one record. Exit code 1 if the key is not in the store."""
+    name = formats.Coding(hex=hex, base64=base64).decode(key, "key")
+    with _open(url, state, key_file, durability) as store:
+        store.delete(name)
+
+
+# --- many records
+
+
+def _input(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+@contextmanager
+def _source(path: Path | None) -> Iterator[tuple[IO[bytes], int | None]]:
+    """A file to read (``-`` is stdin, None is nothing), and its size in bytes where it is known."""
+    if path is None or str(path) == "-":
+        yield sys.stdin.buffer, None
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    with file:
+        yield file, os.fstat(file.fileno()).st_size or None
+
+
+@app.command()
+def load(
+    url: Where,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="CSV with a header row, or one JSON object a line; - is stdin.")
+    ],
+    form: Format = None,
+    key_column: Annotated[str, typer.Option(help="CSV: the column of the keys.")] = "key",
+    value_column: Annotated[str, typer.Option(help="CSV: the column of the values.")] = "value",
+    bulk: Annotated[
+        bool | None,
+        typer.Option(
+            "--bulk/--no-bulk",
+            help="Write every slot anew, or put records in batches.",
+            show_default="bulk before the first access",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Records a batch; the last one is filled up with dummies.")] = 64,
+    key_file: KeyFile = None,
+    state: State = None,
+    durability: Durability = None,
+) -> None:
+    """Load records. If a line cannot be loaded, nothing is.
+
+    The server learns the number of batches, or only that there was a bulk load.
+    """
+    form = formats.format_of(str(file), form)
+    with (
+        _source(file) as (lines, total),
+        _open(url, state, key_file, durability) as store,
+        meter("reading", total) as bar,
+    ):
+        size = store.value_limit + record.OVERHEAD
+        pairs = formats.read(bar.lines(lines), form, size, key_column=key_column, value_column=value_column)
+        if bulk is None:
+            bulk = store.stats().accesses == 0
+        try:
+            told = _load_bulk(store, pairs) if bulk else _load_batches(store, pairs, batch, bar)
+        except (InputError, OramError) as error:
+            raise type(error)(_with_outcome(str(error))) from error
+    _say(told)
+
+
+def _with_outcome(message: str) -> str:
+    return message if "loaded" in message else f"{message}; nothing was loaded"
+
+
+def _load_bulk(store: oram.ObliviousStore, pairs: Iterator[tuple[bytes, bytes]]) -> str:
+    count = 0
+
+    def counted() -> Iterator[tuple[bytes, bytes]]:
+        nonlocal count
+        for pair in pairs:
+            yield pair
+            count += 1
+
+    store.load(counted())
+    return f"loaded {_count(count)} in bulk"
+
+
+def _load_batches(store: oram.ObliviousStore, pairs: Iterator[tuple[bytes, bytes]], batch: int, bar: Meter) -> str:
+    records = list(pairs)  # all of the file is checked before the first access
+    if len(store) + len({key for key, _ in records if key not in store}) > store.capacity:
+        raise CapacityError("more records than the store has room for")
+    batch = min(batch, store.max_batch)
+    batches = range(0, len(records), batch)
+    bar.stage("storing", len(records))
+    for done in batches:
+        try:
+            store.put_many(records[done : done + batch], size=batch)
+        except OramError as error:
+            raise type(error)(f"{error}; {_loaded(done, records)}") from error
+        except KeyboardInterrupt:
+            raise exits.StoppedError(f"interrupted; {_loaded(done, records)}") from None
+        bar.at(done + batch)
+    return f"loaded {_count(len(records))} in {_count(len(batches), 'batch').replace('batchs', 'batches')} of {batch}"
+
+
+def _loaded(done: int, records: Sequence[Any]) -> str:
+    return f"the first {done} of {len(records)} records were loaded"
+
+
+@app.command()
+def dump(
+    url: Where,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="A new file of mode 0600, there when it is complete.",
+            show_default="stdout",
+        ),
+    ] = None,
+    form: Format = None,
+    key_file: KeyFile = None,
+    state: State = None,
+) -> None:
+    """Write all records, in the clear, as JSONL or CSV. One scan; load reads it back byte for byte."""
+    form = formats.format_of("x.jsonl" if output is None else str(output), form)
+    with _open(url, state, key_file) as store:
+        if output is None:
+            store.scan(formats.writer(sys.stdout.buffer, form))
+            sys.stdout.buffer.flush()
+            return
+        with formats.replacing(output) as file:
+            store.scan(formats.writer(file, form))
+
+
+# --- the whole store
+
+
+@app.command()
+def verify(url: Where, key_file: KeyFile = None, state: State = None, as_json: Json = False) -> None:
+    """Open every slot. Exit code 5 if one was changed or is stale."""
+    try:
+        with _open(url, state, key_file) as store:
+            blocks = store.verify()
+    except OramError as error:
+        if as_json:
+            code, message = exits.explain(error)
+            print(json.dumps({"ok": False, "exit": code, "error": message}))
+        raise
+    if as_json:
+        print(json.dumps({"ok": True, "exit": 0, "blocks": blocks}))
+    else:
+        _say(f"ok: every slot opens, {_count(blocks, 'block')} in use")
+
+
+@app.command()
+def backup(
+    url: Where,
+    target: Annotated[str, typer.Argument(metavar="PATH", help="A new directory.")],
+    key_file: KeyFile = None,
+    state: State = None,
+) -> None:
+    """Copy the store to a new directory.
+
+    The copy can be restored, but never opened as it is: its positions may have been used since.
+    """
+    path = _path(target)
+    with _open(url, state, key_file) as store:
+        store.backup(path)
+    _say("backup written; it opens with the key that the store has now")
+
+
+@app.command()
+def restore(
+    source: Annotated[str, typer.Argument(metavar="BACKUP", help="What backup wrote.")],
+    url: Where,
+    key_file: KeyFile = None,
+    state: State = None,
+    durability: Durability = None,
+) -> None:
+    """Make a new store from a backup.
+
+    All blocks get new positions; the key stays the same.
+    """
+    place = _url(url)
+    _refuse_existing(place, state)
+    credential = credentials.existing(_url(source), None, key_file)
+    store = oram.restore(
+        _url(source), place, key=credential.key, passphrase=credential.passphrase, state=state, durability=durability
+    )
+    with store:
+        count = store.stats().records
+    _say("restored" if count is None else f"restored {_count(count)}")
+
+
+@app.command()
+def rekey(
+    url: Where,
+    key_file: KeyFile = None,
+    new_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The new key; written where it is missing.")
+    ] = None,
+    state: State = None,
+    durability: Durability = None,
+) -> None:
+    """Change the key or passphrase, and write everything anew.
+
+    The new one comes from --new-key-file, ORAM_NEW_PASSPHRASE or a prompt.
+    Old copies of the slots stay readable to whoever has the old key.
+    """
+    with _open(url, state, key_file, durability) as store:
+        new = credentials.replacement(new_key_file)
+        _announce_key(new.written)
+        store.rekey(key=new.credential.key, passphrase=new.credential.passphrase)
+    _say("rekeyed: the old key no longer opens this store")
+
+
+@app.command()
+def doctor(
+    url: Annotated[str | None, typer.Argument(metavar="[URL]", help="Also check the header of this store.")] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """What this installation can do and how fast, with advice. Needs no key."""
+    from oram.cli.doctor import examine, report
+
+    found = examine()
+    if url is not None:
+        from oram.cli.doctor import describe
+
+        found["store"] = describe(oram.info(_url(url), state=state))
+    print(json.dumps(found) if as_json else report(found))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The same as one web page.")] = Path(
+        "oram-demo.html"
+    ),
+    directory: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="Keep both stores there.", show_default="temporary")
+    ] = None,
+    accesses: Annotated[int | None, typer.Option(min=100, max=100_000, help="How many.", show_default="2000")] = None,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 1,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A sixteenth of the records and a third of the accesses.")
+    ] = False,
+) -> None:
+    """Show what the server sees, and make a web page of it.
+
+    The names of all Unicode characters are loaded into an encrypted and into an oblivious store, and the same skewed
+    workload runs against both.
+    """
+    from oram.cli.demo import run as run_demo
+
+    run_demo(output=output, directory=directory, accesses=accesses, seed=seed, fast=fast)
