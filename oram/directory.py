@@ -66,6 +66,15 @@ class Directory:
         """A note of this size that changes nothing."""
         return Directory.note([None] * (size // _CHANGE.size))
 
+    def apply(self, note: bytes) -> None:
+        """What a note says, done here and now, in its order; ``free`` offered the records it takes."""
+        for record, tag in _CHANGE.iter_unpack(note):
+            if record != EMPTY:
+                if tag == NO_TAG:
+                    self.remove(record)
+                else:
+                    self.insert(tag, record)
+
     def replay(self, notes: Sequence[bytes]) -> None:
         """Apply journaled notes in order, then rebuild the index."""
         for note in notes:

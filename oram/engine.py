@@ -136,6 +136,8 @@ class Engine:
                 self.scheme.access_in_place(requests, self._buffer)
             else:
                 self.backend.write_all(self._drive(self.scheme.access(requests)).writes)
+            if self.directory is not None:
+                self.directory.apply(note)
         except KeyboardInterrupt:
             if self._buffer is None:
                 self._trouble = StoreClosedError
@@ -144,7 +146,8 @@ class Engine:
             raise self.fail(error) from None
         self.sequence += 1
 
-    def _logged_access(self, sequence: int, requests: Requests, note: bytes) -> None:
+    def _logged_access(self, sequence: int, requests: Requests, note: bytes, *, known: bool = False) -> None:
+        """The four steps. known: the directory has the note already, by replay."""
         journal = self.journal
         taken = journal.take(self.pieces, self.scheme.record_size(requests) + len(note))
         journal.log_intent(sequence, requests, len(note))  # where this fails, nothing has happened
@@ -161,6 +164,8 @@ class Engine:
                 if self._synced:
                     self.backend.sync()
             self.sequence = sequence
+            if self.directory is not None and not known:
+                self.directory.apply(note)
             if outcome.grown:
                 self._lay_out()
                 self.checkpoint()
@@ -197,6 +202,9 @@ class Engine:
         """
         records = self.journal.load(self.pieces)
         intent = self.journal.intent()
+        for write in self.journal.write_back():  # not before it is known to be the server's latest
+            self.backend.write_all([write])
+            landed = True
         for write in self.journal.write_back():
             self.backend.write_all([write])
         landed = self._landed(intent)
@@ -207,7 +215,7 @@ class Engine:
         self.start()
         if not landed:
             last = records[-1]
-            self._logged_access(last.sequence, self.scheme.redo(last.scheme), last.note)
+            self._logged_access(last.sequence, self.scheme.redo(last.scheme), last.note, known=True)
         elif intent is not None and intent.sequence == self.sequence + 1:
             requests = self.scheme.requests(len(intent.ops))
             intent.fill(requests)

@@ -432,8 +432,6 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
                 raise CapacityError("the store is full")
             found, change = offered[0], (offered[0], tag)
         self._one(Op.WRITE, found, record.pack(name, value, self._record_size), change)
-        if change is not None:
-            directory.insert(tag, found)
 
     def put(self, key: bytes, value: bytes) -> None:
         """The same as ``store[key] = value``."""
@@ -457,7 +455,6 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         blob = self._one(Op.REMOVE, found, change=None if found < 0 else (found, NO_TAG))
         if found < 0:
             raise MissingKeyError
-        self._directory().remove(found)
         return self._value(blob, name)
 
     @overload
@@ -481,7 +478,6 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             blob = self._one(Op.REMOVE, found, change=None if found < 0 else (found, NO_TAG))
             if found < 0:
                 raise MissingKeyError
-            self._directory().remove(found)
             pair = record.unpack(blob)
             if pair is None:
                 raise IntegrityError("a record is malformed: were blocks of this store written directly?")
@@ -565,10 +561,8 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
                     change = (new[tag], tag)
                 at = found if found >= 0 else new[tag]
                 rows.append((Op.WRITE, at, record.pack(name, value, self._record_size), change))
-            for i, _ in self._many(rows, size):
-                change = rows[i][3]
-                if change is not None:
-                    directory.insert(change[1], change[0])
+            for _ in self._many(rows, size):
+                pass
 
     def delete_many(self, keys: Iterable[bytes], *, size: int | None = None) -> list[bool]:
         """Delete many keys; whether each was there. Cost: one batch of len(keys) or ``size`` records. Leaks: that number."""
@@ -579,10 +573,8 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
                 hit = found >= 0 and found not in gone
                 gone.add(found)
                 rows.append((Op.REMOVE, found, b"", (found, NO_TAG)) if hit else (Op.DUMMY, -1, b"", None))
-            directory = self._directory()
-            for i, _ in self._many(rows, size):
-                if rows[i][3] is not None:
-                    directory.remove(rows[i][1])
+            for _ in self._many(rows, size):
+                pass
             return [row[3] is not None for row in rows]
 
     def update(self, other: Any = (), /, **more: bytes) -> None:
