@@ -162,7 +162,7 @@ def reopen(
         raise UncleanShutdownError(
             'the store was last used with durability="none" and not closed; its client state is lost'
         )
-    site.drop_all_but(incarnation)
     engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
     engine.recover()
+    site.drop_all_but(incarnation)  # not before: an old copy of the client state takes the latest slots for leftovers
     return engine, header

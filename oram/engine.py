@@ -201,13 +201,11 @@ class Engine:
         RollbackError or StaleStateError if client state and server do not belong together.
         """
         records = self.journal.load(self.pieces)
+        landed = self._landed(intent)
         intent = self.journal.intent()
         for write in self.journal.write_back():  # not before it is known to be the server's latest
             self.backend.write_all([write])
             landed = True
-        for write in self.journal.write_back():
-            self.backend.write_all([write])
-        landed = self._landed(intent)
         if self.directory is not None:
             self.directory.replay([record.note for record in records])
         self.scheme.replay(record.scheme for record in (records if landed else records[:-1]))
@@ -226,6 +224,8 @@ class Engine:
     def _landed(self, intent: Intent | None) -> bool:
         """Whether the last committed write reached the server, by its clock."""
         slot = self.backend.read(self._clock, _FIRST)
+            if self._replaced():
+                raise StaleStateError("the client state is older than the server's part of the store")
         if not slot.present[0]:
             raise RollbackError("the server's part of the store is older than the client state")
         try:
@@ -243,6 +243,12 @@ class Engine:
         if server == self.sequence - 1 and open_write and self.journal.meta.sequence >= self.journal.meta.first:
             return False
         raise RollbackError("the server's part of the store is older than the client state")
+    def _replaced(self) -> bool:
+        """Whether the server has a later incarnation of the store."""
+        kind, mine = self._clock.split(".")
+        clocks = [region.split(".") for region in self.backend.regions() if region.startswith(kind + ".")]
+        return any(number.isdecimal() and int(number) > int(mine) for _, number in clocks)
+
 
     # --- checkpoints and scans
 
