@@ -142,7 +142,7 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     if empty and old is None:
         journal.begin(engine.growth, puts=puts, writes=now)
     else:
-        journal.checkpoint(engine.pieces, engine.sequence, engine.growth, puts=puts, deletes=deletes, writes=now)
+        engine.checkpoint(puts=puts, deletes=deletes, writes=now)
     if not joint:
         site.backend.write_all(writes[1:])
         site.backend.sync()

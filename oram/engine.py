@@ -12,7 +12,7 @@ the log: the very same slots again, whatever is asked next (Obladi's rule).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -167,7 +167,6 @@ class Engine:
             if self.directory is not None and not known:
                 self.directory.apply(note)
             if outcome.grown:
-                self._lay_out()
                 self.checkpoint()
         except BaseException as error:
             raise self.fail(error) from error.__cause__
@@ -201,8 +200,8 @@ class Engine:
         RollbackError or StaleStateError if client state and server do not belong together.
         """
         records = self.journal.load(self.pieces)
-        landed = self._landed(intent)
         intent = self.journal.intent()
+        landed = self._landed(intent)
         for write in self.journal.write_back():  # not before it is known to be the server's latest
             self.backend.write_all([write])
             landed = True
@@ -224,9 +223,9 @@ class Engine:
     def _landed(self, intent: Intent | None) -> bool:
         """Whether the last committed write reached the server, by its clock."""
         slot = self.backend.read(self._clock, _FIRST)
+        if not slot.present[0]:
             if self._replaced():
                 raise StaleStateError("the client state is older than the server's part of the store")
-        if not slot.present[0]:
             raise RollbackError("the server's part of the store is older than the client state")
         try:
             plain = self.journal.keyring.open(b"clock", slot.data[0].tobytes()[: 12 + 8 + 16])
@@ -243,18 +242,25 @@ class Engine:
         if server == self.sequence - 1 and open_write and self.journal.meta.sequence >= self.journal.meta.first:
             return False
         raise RollbackError("the server's part of the store is older than the client state")
+
     def _replaced(self) -> bool:
         """Whether the server has a later incarnation of the store."""
         kind, mine = self._clock.split(".")
         clocks = [region.split(".") for region in self.backend.regions() if region.startswith(kind + ".")]
         return any(number.isdecimal() and int(number) > int(mine) for _, number in clocks)
 
-
     # --- checkpoints and scans
 
-    def checkpoint(self) -> None:
-        """All of the client state at once."""
-        self.journal.checkpoint(self.pieces, self.sequence, self.growth)
+    def checkpoint(
+        self,
+        *,
+        puts: Sequence[tuple[bytes, bytes]] = (),
+        deletes: Sequence[bytes] = (),
+        writes: Sequence[SlotWrite] = (),
+    ) -> None:
+        """All of the client state at once, and what else belongs into the same transaction."""
+        self._lay_out()  # a bulk load, or an access that found the pool full, may have made new arrays
+        self.journal.checkpoint(self.pieces, self.sequence, self.growth, puts=puts, deletes=deletes, writes=writes)
 
     def flush(self) -> None:
         """Make everything acknowledged so far survive power loss."""
