@@ -15,7 +15,7 @@ import oram
 from oram.cli.exits import InputError
 from oram.keys import KEY_SIZE, Credential
 
-__all__ = ["NewKey", "existing", "new", "read_key", "replacement"]
+__all__ = ["NewKey", "existing", "new", "read_key", "replacement", "write_key"]
 
 _HOW = "give --key-file, or set ORAM_KEY, ORAM_KEY_FILE or ORAM_PASSPHRASE"
 
@@ -42,7 +42,7 @@ def new(key_file: Path | None) -> NewKey:
     """The credential of a new store; a key file that is missing is written."""
     missing = _missing(key_file)
     if missing is not None:
-        return NewKey(_write(missing), missing)
+        return NewKey(write_key(missing), missing)
     return NewKey(_given(key_file) or Credential.of(None, _ask_twice()))
 
 
@@ -50,7 +50,7 @@ def replacement(new_key_file: Path | None) -> NewKey:
     """What ``rekey`` changes to."""
     if new_key_file is not None:
         if not new_key_file.exists():
-            return NewKey(_write(new_key_file), new_key_file)
+            return NewKey(write_key(new_key_file), new_key_file)
         return NewKey(Credential.of(read_key(new_key_file), None))
     passphrase = os.environ.get("ORAM_NEW_PASSPHRASE")
     if passphrase is not None:
@@ -113,7 +113,7 @@ def _hex(text: bytes) -> bytes | None:
     return key if len(text) == 2 * KEY_SIZE == 2 * len(key) else None
 
 
-def _write(path: Path) -> Credential:
+def write_key(path: Path) -> Credential:
     """A new key in a new file that only its owner can read, durable before anything is sealed with it."""
     key = oram.generate_key()
     try:

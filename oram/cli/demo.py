@@ -1,0 +1,257 @@
+"""``oram demo``: the same workload on an encrypted and on an oblivious store, and what the server saw of it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+import oram
+from oram.assembly import Shape
+from oram.backends import LMDBBackend
+from oram.cli import encrypted, picture, workload
+from oram.cli.comparison import RUNS, Comparison, Side, cost_rows, p_text, verdict
+from oram.cli.credentials import write_key
+from oram.cli.exits import InputError
+from oram.cli.progress import Meter, meter
+from oram.cli.view import BINS, Cost, View
+from oram.engine import Durability
+from oram.errors import StoreExistsError
+from oram.params import PathGeometry
+from oram.trace import TraceBackend
+
+__all__ = ["FAST", "FULL", "Setting", "compare", "run", "show"]
+
+BLOCK = 192  # bytes: the longest name with its properties, a put's mark and the record's own 7 bytes
+_HEIGHT = 8  # lines of a bar chart
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How large the demo is."""
+
+    step: int  # each step-th character
+    accesses: int
+    tree_top: int  # bytes
+
+
+FULL = Setting(1, 2000, 1 << 20)
+FAST = Setting(16, 700, 1 << 16)
+
+
+class Store(Protocol):
+    """What the workload needs."""
+
+    def get(self, key: bytes, /) -> bytes | None:
+        """The value of a key."""
+        ...
+
+    def put(self, key: bytes, value: bytes, /) -> None:
+        """Store a value."""
+        ...
+
+
+def run(*, output: Path, directory: Path | None, accesses: int | None, seed: int, fast: bool) -> None:
+    """Load both stores, run the workload, print the comparison and write it as a web page."""
+    setting = FAST if fast else FULL
+    if seed < 0:
+        raise InputError("--seed is a number of 0 or more")
+    if not output.parent.is_dir():
+        raise InputError(f"there is no directory {output.parent}")
+    console = Console()
+    place: AbstractContextManager[str | Path] = (
+        tempfile.TemporaryDirectory(prefix="oram-demo-") if directory is None else nullcontext(directory)
+    )
+    with place as home:
+        found = compare(
+            Path(home), setting, setting.accesses if accesses is None else accesses, seed, keep=directory is not None
+        )
+    show(console, found)
+    output.write_text(picture.page(found), encoding="utf-8")
+    console.print(f"\nThe same as a web page: {output}", highlight=False, soft_wrap=True)
+    if directory is not None:
+        console.print(
+            f"The oblivious store is {directory / 'oblivious'}; its key is in {directory / 'key'}.", soft_wrap=True
+        )
+
+
+# --- the two stores
+
+
+def compare(home: Path, setting: Setting, accesses: int, seed: int, *, keep: bool = False) -> Comparison:
+    """Run the demo in a directory.
+
+    keep: write the key of the oblivious store to a file beside it.
+    """
+    if any((home / name).exists() for name in ("encrypted", "oblivious", "key")):
+        raise StoreExistsError("the directory has the stores of a demo already")
+    with meter("reading the character database") as bar:
+        records = list(workload.characters(setting.step))
+        asked = workload.requests(records, accesses, seed)
+        plain = _run_encrypted(home / "encrypted", records, asked, bar)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = (write_key(home / "key").key if keep else None) or oram.generate_key()
+        oblivious, geometry = _run_oblivious(home / "oblivious", key, records, asked, setting, bar)
+    return Comparison(
+        len(records), unicodedata.unidata_version, accesses, sum(request.value is not None for request in asked), seed,
+        geometry, setting.tree_top, BLOCK, tuple(name.decode() for name, _ in records), plain, oblivious,
+    )  # fmt: skip
+
+
+def _run_encrypted(
+    path: Path, records: Sequence[tuple[bytes, bytes]], asked: Sequence[workload.Request], bar: Meter
+) -> Side:
+    bar.stage("encrypted store: loading", None)
+    start = time.perf_counter()
+    with LMDBBackend(path, sync=False) as backend:
+        store = encrypted.EncryptedStore(backend, BLOCK)
+        store.load(records)
+        backend.sync()
+    loaded = time.perf_counter() - start
+    costs, seen = {}, None
+    for durability in RUNS:
+        bar.stage(f"encrypted store: accesses, {durability}", len(asked))
+        with LMDBBackend(path, sync=durability is Durability.SYNC, create=False) as backend:
+            trace = TraceBackend(backend)
+            store.backend = trace
+            costs[str(durability)] = Cost.of(trace, _drive(store, asked, bar))
+            seen = seen or View.of_records(trace.events, encrypted.REGION, len(records))
+    assert seen is not None
+    return Side("Encrypted store", "slot", seen, costs, loaded)
+
+
+def _run_oblivious(
+    path: Path,
+    key: bytes,
+    records: Sequence[tuple[bytes, bytes]],
+    asked: Sequence[workload.Request],
+    setting: Setting,
+    bar: Meter,
+) -> tuple[Side, PathGeometry]:
+    bar.stage("oblivious store: bulk load", len(records))
+    start = time.perf_counter()
+    with LMDBBackend(path, sync=False) as backend:
+        store = oram.create(
+            TraceBackend(backend), key=key, capacity=len(records), block_size=BLOCK, scheme="path", tree_top=setting.tree_top,
+            durability="process", items=records, progress=bar.at,
+        )  # fmt: skip
+        with store:
+            store.flush()
+            geometry = Shape.of(store.info()).geometry
+    loaded = time.perf_counter() - start
+    assert isinstance(geometry, PathGeometry)
+    first = geometry.offsets[-2]
+    costs, seen = {}, None
+    for durability in RUNS:
+        bar.stage(f"oblivious store: accesses, {durability}", len(asked))
+        with LMDBBackend(path, sync=durability is Durability.SYNC, create=False) as backend:
+            trace = TraceBackend(backend)
+            with oram.open(trace, key=key, durability=durability) as store:
+                trace.clear()
+                costs[str(durability)] = Cost.of(trace, _drive(store, asked, bar))
+                region = next(event.region for event in trace.events if event.op == "read")
+                seen = seen or View.of_paths(trace.events, region, first, geometry.slots - first)
+    assert seen is not None
+    return Side("Oblivious store", "page", seen, costs, loaded), geometry
+
+
+def _drive(store: Store, asked: Sequence[workload.Request], bar: Meter) -> list[float]:
+    """Run the requests; the seconds that each took. What was put is checked when it is asked for again."""
+    now, seconds = time.perf_counter, []
+    last: dict[bytes, bytes] = {}
+    for i, request in enumerate(asked):
+        start = now()
+        if request.value is None:
+            value = store.get(request.key)
+        else:
+            store.put(request.key, request.value)
+            value = last[request.key] = request.value
+        seconds.append(now() - start)
+        if value is None or value != last.get(request.key, value):
+            raise AssertionError("a store of the demo returned what was not put")
+        if i & 0x3F == 0:
+            bar.at(i)
+    return seconds
+
+
+# --- the terminal
+
+
+def show(console: Console, found: Comparison) -> None:
+    """Print the comparison."""
+    g = found.geometry
+    console.print(
+        f"[bold]What the server sees[/bold]: {found.records:,} records (the named characters of Unicode {found.unicode}), {found.accesses:,} accesses, "
+        f"{found.puts:,} of them puts, zipf with theta {workload.THETA}, seed {found.seed}. The server of the oblivious store holds levels {g.T} to {g.L} "
+        f"of the tree; the client keeps the {g.T} levels above in {found.tree_top >> 10:,} KiB of memory.",
+        highlight=False,
+    )
+    bars = BINS if console.width >= 2 * (BINS + 5) else BINS // 2
+    sides = (found.encrypted, found.oblivious)
+    scale = max(int(side.view.bins(bars).max()) for side in sides)
+    panels = [_panel(side, bars, scale, found.names if side is found.encrypted else None) for side in sides]
+    grid = Table.grid(padding=(0, 1))
+    if console.width >= 2 * (bars + 5):
+        grid.add_row(*panels)
+    else:
+        for panel in panels:
+            grid.add_row(panel)
+    console.print(grid)
+    console.print(_costs(found))
+    for sentence in verdict(found):
+        console.print(sentence, highlight=False)
+
+
+def _panel(side: Side, bars: int, scale: int, names: Sequence[str] | None) -> Panel:
+    view = side.view
+    text = Text()
+    text.append(f"{bars} bins of {side.unit}s, 0 to {scale}\n", "dim")
+    for line in _chart(view.bins(bars).tolist(), scale):
+        text.append(line + "\n", "bold red" if names else "bold cyan")
+    text.append(f"{side.unit} 0" + f"{view.slots - 1:,}".rjust(bars - len(side.unit) - 2) + "\n\n", "dim")
+    text.append(f"p(uniform)      {p_text(view.p_value)}\n")
+    text.append(f"                {'looks uniform' if view.uniform else 'not uniform'}\n")
+    text.append(f"touched before  {view.repeats:.1%}\n")
+    text.append(f"  by chance     {view.repeats_by_chance:.1%}\n")
+    text.append(f"gets and puts   {'told apart' if any(view.written) else 'look the same'}\n")
+    text.append(f"top ten {side.unit}s   {view.top_share:.1%}\n\n")
+    text.append(f"{side.unit:>8} times{'' if names is None else ' what the owner has there'}\n"[: bars + 1], "dim")
+    for slot, count, _ in view.top():
+        name = "" if names is None else f" {names[slot]}"
+        text.append(f"{slot:8} {count:5}{name}"[:bars] + "\n")
+    text.rstrip()
+    return Panel(text, title=side.title, width=bars + 4)
+
+
+def _chart(heights: Sequence[int], scale: int) -> Iterator[str]:
+    """A bar chart, from its top line to the bottom."""
+    eighths = [round(height * _HEIGHT * 8 / scale) if scale else 0 for height in heights]
+    eighths = [max(1, value) if height else 0 for value, height in zip(eighths, heights, strict=True)]
+    for row in reversed(range(_HEIGHT)):
+        yield "".join(" ▁▂▃▄▅▆▇█"[min(8, max(0, value - 8 * row))] for value in eighths)
+
+
+def _costs(found: Comparison) -> Table:
+    table = Table(
+        title="Cost of an access",
+        title_justify="left",
+        caption="times are of the client, with tracing on",
+        caption_justify="left",
+    )
+    for name in ("durability", "store"):
+        table.add_column(name, no_wrap=True)
+    for name in ("per s", "p50 us", "p99 us", "trips", "bytes", "journal"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in cost_rows(found):
+        table.add_row(*row[:-2], row[-2], row[-1])
+    return table
