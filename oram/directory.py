@@ -20,6 +20,8 @@ NO_TAG = bytes(16)
 class Directory:
     """Tags of ``capacity`` records."""
 
+    NOTE = _CHANGE.size  #: bytes of a journaled change
+
     def __init__(self, kernels: KernelSet, tags: U8) -> None:
         self._kernels, self.tags = kernels, tags
         self.reload()
@@ -62,9 +64,9 @@ class Directory:
         return b"".join(_CHANGE.pack(EMPTY, NO_TAG) if change is None else _CHANGE.pack(*change) for change in changes)
 
     @staticmethod
-    def no_note(size: int) -> bytes:
-        """A note of this size that changes nothing."""
-        return Directory.note([None] * (size // _CHANGE.size))
+    def no_notes(n: int) -> bytes:
+        """A note of n changes that changes nothing."""
+        return Directory.note([None] * n)
 
     def apply(self, note: bytes) -> None:
         """What a note says, done here and now, in its order; ``free`` offered the records it takes."""

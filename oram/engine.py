@@ -27,7 +27,7 @@ from oram.errors import (
     StaleStateError,
     StoreClosedError,
 )
-from oram.journal import Intent, Journal, Record
+from oram.journal import ENTRY_OVERHEAD, Intent, Journal, Record
 from oram.kernels.base import Keys, Requests, TamperedError
 from oram.schemes.base import Access, Outcome, Scheme
 from oram.state import Pieces, piece_size
@@ -80,8 +80,9 @@ class Engine:
     def _lay_out(self) -> None:
         arrays = self.scheme.arrays()
         self.growth = len(arrays[-1])
-        one = self.scheme.record_size(self.scheme.requests(self._unit))
-        self.pieces = Pieces([*([] if self.directory is None else [self.directory.tags]), *arrays], piece_size(one))
+        tags = [] if self.directory is None else [self.directory.tags]
+        self._record_size = self.scheme.record_size(self.scheme.requests(self._unit)) + Directory.NOTE * len(tags)
+        self.pieces = Pieces([*tags, *arrays], piece_size(self._record_size, ENTRY_OVERHEAD))
 
     # --- the life of the handle
 
@@ -149,7 +150,9 @@ class Engine:
     def _logged_access(self, sequence: int, requests: Requests, note: bytes, *, known: bool = False) -> None:
         """The four steps. known: the directory has the note already, by replay."""
         journal = self.journal
-        taken = journal.take(self.pieces, self.scheme.record_size(requests) + len(note))
+        # as many pieces as usual records would fit into this one: so the journal never outgrows the state
+        size = self.scheme.record_size(requests) + len(note)
+        taken = journal.take(self.pieces, -(-size // self._record_size))
         journal.log_intent(sequence, requests, len(note))  # where this fails, nothing has happened
         try:
             outcome = self._drive(self.scheme.access(requests))
@@ -216,7 +219,7 @@ class Engine:
         elif intent is not None and intent.sequence == self.sequence + 1:
             requests = self.scheme.requests(len(intent.ops))
             intent.fill(requests)
-            self._logged_access(intent.sequence, requests, Directory.no_note(intent.note_size))
+            self._logged_access(intent.sequence, requests, Directory.no_notes(intent.note_size // Directory.NOTE))
         if self.growth != self.journal.meta.growth:
             self.checkpoint()
 
@@ -239,7 +242,7 @@ class Engine:
         if server == self.sequence:
             return True
         open_write = intent is not None and intent.sequence == self.sequence and not self._joint
-        if server == self.sequence - 1 and open_write and self.journal.meta.sequence >= self.journal.meta.first:
+        if server == self.sequence - 1 and open_write and self.journal.committed:
             return False
         raise RollbackError("the server's part of the store is older than the client state")
 

@@ -5,10 +5,14 @@ Keys of the file (big-endian integers, ``inc`` = incarnation):
     header                      keys.Header
     meta                        incarnation in clear, then Meta sealed
     g inc generation            salt of a generation, in clear: without the secret it says nothing
-    p inc layout piece          sealed piece (state.py)
+    p inc layout piece          an entry of the ring, sealed: a piece of the client state (state.py), and the record of the
+                                commit that wrote it
     i inc                       the latest intent
-    j inc sequence              a commit record
     w inc                       the latest write-back, only where the backend is not ATOMIC
+
+The ring. A commit rewrites the next piece, or the next few, as they were before its access, and puts its record with the last
+of them. A record is needed until every piece was taken after it, which is exactly when its turn comes to be overwritten: so the ring
+is the whole journal, nothing is ever trimmed, and one entry is all that a small access adds to its transaction.
 
 docs/formats.md has the layouts.
 """
@@ -16,24 +20,23 @@ docs/formats.md has the layouts.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from oram.backends.base import SlotWrite, StateFile
 from oram.errors import IntegrityError
 from oram.kernels.base import Op, Requests
-from oram.keys import Keyring
+from oram.keys import OVERHEAD, Keyring
 from oram.state import Pieces
 
-TRIM = 64  # records that are deleted together
 HEADER = b"header"
 META = b"meta"
-_META = struct.Struct("<IQQQQ???")
+_META = struct.Struct("<IQQQ???")
 _INTENT = struct.Struct("<QII")
-_RECORD = struct.Struct("<QII")
+_ENTRY = struct.Struct("<QIII")  # sequence (0 = no record), bytes of piece, record and note
+ENTRY_OVERHEAD = _ENTRY.size + OVERHEAD
 _WRITE = struct.Struct("<HQQ")
 
 
@@ -44,14 +47,15 @@ class Meta:
     layout: int = 0  # full checkpoints written
     cursor: int = 0  # pieces written since
     sequence: int = 0  # accesses committed
-    first: int = 1  # oldest record kept
     growth: int = 0  # rows of the growing arrays
     sparse: bool = False  # pieces not written since creation are absent, and as a new store has them
     dirty: bool = False  # durability="none" and not closed
     backup: bool = False
 
     def pack(self) -> bytes:
-        return _META.pack(*astuple(self))
+        return _META.pack(
+            self.layout, self.cursor, self.sequence, self.growth, self.sparse, self.dirty, self.backup
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Meta:
@@ -94,7 +98,6 @@ class Journal:
 
     def __init__(self, file: StateFile, keyring: Keyring, incarnation: int, meta: Meta) -> None:
         self.file, self.keyring, self.incarnation, self.meta = file, keyring, incarnation, meta
-        self._kept: deque[tuple[int, int]] = deque()  # (sequence, cursor after it)
 
     # --- reading
 
@@ -125,40 +128,51 @@ class Journal:
         return blob
 
     def load(self, pieces: Pieces) -> list[Record]:
-        """Fill the arrays from the pieces; return the records kept, in order, to be applied on top."""
-        meta = self.meta
+        """Fill the arrays from the pieces; return the records of the ring, in order, to be applied on top."""
+        meta, found = self.meta, []
         for i in range(pieces.count):
-            turn, key = pieces.turn(i, meta.cursor), _key(b"p", self.incarnation, meta.layout, i)
+            turn = pieces.turn(i, meta.cursor)
             if meta.sparse and turn == 0:
                 continue
-            blob = self._need(key)
+            plain = self.keyring.open(self._entry_label(i, turn), self._need(self._entry_key(i)))
+            sequence, piece, scheme, note = _ENTRY.unpack_from(plain)
+            at = _ENTRY.size
+            if len(plain) != at + piece + scheme + note:
+                raise IntegrityError("the client state was changed")
             try:
-                pieces.put(i, self.keyring.open(self._piece_label(i, turn), blob))
+                pieces.put(i, plain[at : at + piece])
             except ValueError:
                 raise IntegrityError("the client state was changed") from None
-        records = []
-        for sequence in range(meta.first, meta.sequence + 1):
-            plain = self.keyring.open(b"record%d" % sequence, self._need(_key(b"j", self.incarnation, sequence)))
-            cursor, size, _ = _RECORD.unpack_from(plain)
-            records.append(Record(sequence, plain[_RECORD.size : _RECORD.size + size], plain[_RECORD.size + size :]))
-            self._kept.append((sequence, cursor))
-        return records
+            if sequence:
+                at += piece
+                found.append((turn, Record(sequence, plain[at : at + scheme], plain[at + scheme :])))
+        # an access that recovery did again has two records, of which the later one stands
+        records = {record.sequence: record for _, record in sorted(found, key=lambda pair: pair[0])}
+        if self.committed and list(records) != list(range(meta.sequence - len(records) + 1, meta.sequence + 1)):
+            raise IntegrityError("the client state was changed")
+        return list(records.values())
 
-    def _piece_label(self, piece: int, turn: int) -> bytes:
-        return b"piece%d/%d/%d" % (self.meta.layout, piece, turn)
+    @property
+    def committed(self) -> bool:
+        """Whether there was a commit since the last full checkpoint."""
+        return self.meta.cursor > 0
+
+    def _entry_key(self, piece: int) -> bytes:
+        return _key(b"p", self.incarnation, self.meta.layout, piece)
+
+    def _entry_label(self, piece: int, turn: int) -> bytes:
+        return b"entry%d/%d/%d" % (self.meta.layout, piece, turn)
 
     def intent(self) -> Intent | None:
         """The latest intent, None before the first. IntegrityError if it is not the last access or the one after it."""
         blob = self.file.get(_key(b"i", self.incarnation))
         if blob is None:
-            if self.meta.sequence >= self.meta.first:
+            if self.committed:
                 raise IntegrityError("the client state is incomplete")
             return None
         plain = self.keyring.open(b"intent", blob)
         sequence, m, note_size = _INTENT.unpack_from(plain)
-        if sequence > self.meta.sequence + 1 or (
-            sequence < self.meta.sequence and self.meta.sequence >= self.meta.first
-        ):
+        if sequence > self.meta.sequence + 1 or (sequence < self.meta.sequence and self.committed):
             raise IntegrityError("the client state was changed")
         at = _INTENT.size
         return Intent(
@@ -206,10 +220,9 @@ class Journal:
             [(_key(b"i", self.incarnation), self.keyring.seal(b"intent", _INTENT.pack(sequence, m, note_size) + body))]
         )
 
-    def take(self, pieces: Pieces, record_size: int) -> list[bytes]:
-        """The next pieces as they are before an access: as many as outweigh its record, so that the journal stays bounded."""
-        count = min(pieces.count, -(-record_size // pieces.length))
-        return [pieces.take((self.meta.cursor + k) % pieces.count) for k in range(count)]
+    def take(self, pieces: Pieces, count: int) -> list[bytes]:
+        """The next ``count`` pieces as they are before an access, or all of them."""
+        return [pieces.take((self.meta.cursor + k) % pieces.count) for k in range(min(count, pieces.count))]
 
     def log_commit(
         self,
@@ -221,50 +234,23 @@ class Journal:
         write_back: Sequence[SlotWrite] = (),
     ) -> None:
         """The record and the pieces taken before the access; joined with ``writes`` where file and backend are one."""
-        meta = self.meta
-        puts = []
-        for data in taken:
-            i = meta.cursor % pieces.count
-            meta = replace(meta, cursor=meta.cursor + 1)
-            puts.append(
-                (
-                    _key(b"p", self.incarnation, meta.layout, i),
-                    self.keyring.seal(self._piece_label(i, meta.cursor), data),
-                )
-            )
-        plain = _RECORD.pack(meta.cursor, len(record.scheme), len(record.note)) + record.scheme + record.note
-        puts.append(
-            (_key(b"j", self.incarnation, record.sequence), self.keyring.seal(b"record%d" % record.sequence, plain))
-        )
+        puts, cursor = [], self.meta.cursor
+        for k, piece in enumerate(taken, 1):
+            i = cursor % pieces.count
+            cursor += 1
+            if k < len(taken):
+                plain = _ENTRY.pack(0, len(piece), 0, 0) + piece
+            else:
+                head = _ENTRY.pack(record.sequence, len(piece), len(record.scheme), len(record.note))
+                plain = head + piece + record.scheme + record.note
+            puts.append((self._entry_key(i), self.keyring.seal(self._entry_label(i, cursor), plain)))
         if write_back:
-            puts.append(
-                (
-                    _key(b"w", self.incarnation),
-                    self.keyring.seal(b"write-back", b"".join(_pack_write(w) for w in write_back)),
-                )
-            )
-        # a record is needed until every piece was taken after it: those written with it were taken before it
-        kept = (
-            [entry for entry in self._kept if entry[0] != record.sequence]
-            if self._kept and self._kept[-1][0] == record.sequence
-            else self._kept
-        )
-        old = []
-        for sequence, cursor in kept:
-            if cursor + pieces.count > meta.cursor:
-                break
-            old.append(sequence)
-        if len(old) < TRIM:
-            old = []  # together, because each deletion costs a page of the file
-        first = old[-1] + 1 if old else meta.first
-        meta = replace(meta, sequence=record.sequence, first=first)
+            body = b"".join(_pack_write(write) for write in write_back)
+            puts.append((_key(b"w", self.incarnation), self.keyring.seal(b"write-back", body)))
+        meta = replace(self.meta, cursor=cursor, sequence=record.sequence)
         puts.append(self._meta(meta))
-        self.file.commit(puts, [_key(b"j", self.incarnation, sequence) for sequence in old], writes=writes)
+        self.file.commit(puts, writes=writes)
         self.meta = meta
-        self._kept = deque(kept)
-        for _ in old:
-            self._kept.popleft()
-        self._kept.append((record.sequence, meta.cursor))
 
     def begin(self, growth: int, *, puts: Sequence[tuple[bytes, bytes]], writes: Sequence[SlotWrite]) -> None:
         """The journal of a new, empty store: its pieces are as any new store has them, so none is written."""
@@ -288,16 +274,13 @@ class Journal:
         writes: Sequence[SlotWrite] = (),
     ) -> None:
         """All pieces at once, in a new layout; what the old one needed goes in the same transaction."""
-        old = [key for kind in (b"p", b"j", b"i", b"w") for key, _ in self.file.scan(_key(kind, self.incarnation))]
-        self.meta = Meta(layout=self.meta.layout + 1, sequence=sequence, first=sequence + 1, growth=growth)
-        entries = [
-            (
-                _key(b"p", self.incarnation, self.meta.layout, i),
-                self.keyring.seal(self._piece_label(i, 0), pieces.take(i)),
-            )
-            for i in range(pieces.count)
-        ]
-        self._kept.clear()
+        old = [key for kind in (b"p", b"i", b"w") for key, _ in self.file.scan(_key(kind, self.incarnation))]
+        self.meta = Meta(layout=self.meta.layout + 1, sequence=sequence, growth=growth)
+        entries = []
+        for i in range(pieces.count):
+            piece = pieces.take(i)
+            plain = _ENTRY.pack(0, len(piece), 0, 0) + piece
+            entries.append((self._entry_key(i), self.keyring.seal(self._entry_label(i, 0), plain)))
         self.file.commit([*puts, *entries, self._meta(self.meta)], [*deletes, *old], writes=writes)
 
     def mark_backup(self) -> tuple[bytes, bytes]:
@@ -307,7 +290,7 @@ class Journal:
 
 def entries_of(file: StateFile, incarnation: int) -> list[bytes]:
     """Keys of everything that belongs to one incarnation."""
-    return [key for kind in (b"g", b"p", b"j", b"i", b"w") for key, _ in file.scan(_key(kind, incarnation))]
+    return [key for kind in (b"g", b"p", b"i", b"w") for key, _ in file.scan(_key(kind, incarnation))]
 
 
 def _pack_write(write: SlotWrite) -> bytes:

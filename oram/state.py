@@ -15,9 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 
-def piece_size(record_size: int) -> int:
-    """Bytes of a piece, for accesses with records of this size: with its seal and key it is half of LMDB's 4 KB page or all of it."""
-    return 1920 if record_size <= 1920 else 4048
+PAGE = 4096  # of LMDB, the usual state file
+NODE = 2008  # bytes of a value that two entries of the journal share a page with
+OVERFLOW = 16  # bytes of header that a value on pages of its own starts with
+
+
+def piece_size(record_size: int, overhead: int) -> int:
+    """Bytes of a piece that fill the page which it shares with a record of this size; ``overhead`` is what sealing adds.
+
+    Every commit rewrites one entry, piece and record together, so an entry should be half a page or whole ones.
+    """
+    if record_size <= 1200:
+        return NODE - overhead - record_size
+    pages = -(-(record_size + overhead + OVERFLOW + 1500) // PAGE)
+    return pages * PAGE - OVERFLOW - overhead - record_size
 
 
 class Pieces:
