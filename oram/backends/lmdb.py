@@ -4,6 +4,9 @@ One environment holds one named database a region, one for the regions' shapes a
 slots and client state change in one transaction. Keys of a region are slot numbers, 8 bytes, big-endian: that is
 slot order under LMDB's default comparison, whatever machine reads it, and measures as fast as MDB_INTEGERKEY.
 
+Each commit rewrites the page of the main database, where the roots of the others are. What is small and changes with most
+commits therefore lives there, where it costs no page of its own: regions of one slot, and state under keys of up to 8 bytes.
+
 LMDB trusts the structure of its file. What it notices becomes IntegrityError, and changed slots fail to open
 under their key; but a file made to crash LMDB can crash the process.
 """
@@ -11,6 +14,7 @@ under their key; but a file made to crash LMDB can crash the process.
 from __future__ import annotations
 
 import errno
+import heapq
 import mmap
 import os
 import struct
@@ -65,6 +69,7 @@ _DATA = "data.mdb"
 _LOCK = "oram.lock"
 _REGIONS = b"regions"
 _STATE = b"state"
+_SHORT = 8  # bytes of a state key that lives in the main database
 _SHAPE = struct.Struct("<QQ")
 
 #: Named databases an environment can have open: regions, and the two above.
@@ -103,7 +108,7 @@ class LMDBBackend(Backend):
         max_map_size: int | None = None,
     ) -> None:
         self._shapes: dict[str, RegionShape] = {}
-        self._dbs: dict[str, lmdb._Database] = {}
+        self._dbs: dict[str, lmdb._Database | None] = {}  # None: the main one
         self._ownership = threading.Lock()
         # Weak, because the state file refers to the backend, and the file must not wait for the cycle collector.
         self._state: weakref.ref[LMDBStateFile] | None = None
@@ -131,9 +136,9 @@ class LMDBBackend(Backend):
             return
         record = _SHAPE.pack(shape.slots, shape.slot_size)
 
-        def work(txn: lmdb.Transaction[memoryview]) -> lmdb._Database:
+        def work(txn: lmdb.Transaction[memoryview]) -> lmdb._Database | None:
             txn.put(region.encode(), record, db=self._shapes_db)
-            return self._environment.env.open_db(_db_name(region), txn=txn)
+            return None if shape.slots == 1 else self._environment.env.open_db(_db_name(region), txn=txn)
 
         self._dbs[region] = self._environment.run(work, write=True)
         self._shapes[region] = shape
@@ -144,12 +149,15 @@ class LMDBBackend(Backend):
 
     def drop(self, region: str) -> None:
         self._environment.check()
-        db = self._dbs.get(region)
-        if db is None:
+        if region not in self._dbs:
             return
+        single = self._dbs[region] is None
 
         def work(txn: lmdb.Transaction[memoryview]) -> None:
             txn.delete(region.encode(), db=self._shapes_db)
+            if single:
+                txn.delete(_slot_name(region))
+                return
             # A handle of this transaction, because dropping closes it, and a retry needs one again.
             txn.drop(self._environment.env.open_db(_db_name(region), txn=txn, create=False))
 
@@ -173,7 +181,7 @@ class LMDBBackend(Backend):
         def work(txn: lmdb.Transaction[memoryview]) -> None:
             get = txn.get
             rows = data.data.cast("B")
-            for i, key in enumerate(_keys(indices)):
+            for i, key in enumerate(self._keys(region, indices)):
                 value = get(key, None, db)
                 if value is None:
                     present[i] = 0
@@ -234,7 +242,8 @@ class LMDBBackend(Backend):
                 check_region(region, shape)
             except (UnicodeDecodeError, struct.error, BackendError) as error:
                 raise _damaged() from error
-            self._dbs[region] = self._environment.open_db(_db_name(region), create=False)
+            single = shape.slots == 1
+            self._dbs[region] = None if single else self._environment.open_db(_db_name(region), create=False)
             self._shapes[region] = shape
 
     def _shape(self, region: str) -> RegionShape:
@@ -243,6 +252,9 @@ class LMDBBackend(Backend):
             return self._shapes[region]
         except KeyError:
             raise BackendError(f"no region {region!r}") from None
+
+    def _keys(self, region: str, indices: I64) -> list[bytes]:
+        return [_slot_name(region)] * indices.size if self._dbs[region] is None else _keys(indices)
 
     def _check_writes(self, writes: Sequence[SlotWrite]) -> None:
         self._environment.check()
@@ -253,8 +265,11 @@ class LMDBBackend(Backend):
         for write in writes:
             if not write.indices.size:
                 continue
-            keys = _keys(write.indices)
-            cursor = txn.cursor(self._dbs[write.region])
+            keys, db = self._keys(write.region, write.indices), self._dbs[write.region]
+            if db is None:
+                txn.put(keys[0], write.data[0].data)
+                continue
+            cursor = txn.cursor(db)
             # Slots in order behind all others fill LMDB's pages, instead of leaving each half empty.
             behind = not cursor.last() or bytes(cursor.key()) < keys[0]
             append = behind and bool((write.indices[1:] > write.indices[:-1]).all())
@@ -287,7 +302,7 @@ class LMDBStateFile(StateFile):
         check_state_keys((), (key,))
 
         def work(txn: lmdb.Transaction[memoryview]) -> bytes | None:
-            value = txn.get(key, None, self._db)
+            value = txn.get(_state_name(key)) if len(key) <= _SHORT else txn.get(key, None, self._db)
             return None if value is None else bytes(value)
 
         return self._environment.run(work, write=False)
@@ -295,7 +310,20 @@ class LMDBStateFile(StateFile):
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """As the base class says. Commits during a scan are seen by the part of it that is still to come."""
         self._environment.check()
-        return self._scan(prefix)
+        return heapq.merge(self._short(prefix), self._scan(prefix))
+
+    def _short(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """The pairs with short keys: there are few."""
+
+        def work(txn: lmdb.Transaction[memoryview]) -> list[tuple[bytes, bytes]]:
+            cursor, start, pairs = txn.cursor(), _state_name(prefix), []
+            found = cursor.set_range(start)
+            while found and (key := bytes(cursor.key())).startswith(start):
+                pairs.append((key[len(_state_name(b"")) :], bytes(cursor.value())))
+                found = cursor.next()
+            return pairs
+
+        return self._environment.run(work, write=False) if len(prefix) <= _SHORT else []
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         last: bytes | None = None
@@ -340,9 +368,15 @@ class LMDBStateFile(StateFile):
 
         def work(txn: lmdb.Transaction[memoryview]) -> None:
             for key in deletes:
-                txn.delete(key, b"", self._db)
+                if len(key) <= _SHORT:
+                    txn.delete(_state_name(key))
+                else:
+                    txn.delete(key, b"", self._db)
             for key, value in puts:
-                txn.put(key, value, db=self._db)
+                if len(key) <= _SHORT:
+                    txn.put(_state_name(key), value)
+                else:
+                    txn.put(key, value, db=self._db)
             if backend is not None:
                 backend._put(txn, writes)
 
@@ -586,6 +620,14 @@ def _translated(error: lmdb.Error, path: Path) -> Exception:
 
 def _db_name(region: str) -> bytes:
     return b"region " + region.encode()
+
+
+def _slot_name(region: str) -> bytes:
+    return b"slot " + region.encode()
+
+
+def _state_name(key: bytes) -> bytes:
+    return b"state " + key
 
 
 def _keys(indices: I64) -> list[bytes]:

@@ -557,7 +557,7 @@ def test_a_crash_while_creating_leaves_nothing_in_the_way(tmp_path: Path) -> Non
 def test_a_sound_file_may_be_short(tmp_path: Path, rounds: int) -> None:
     """Pages that one transaction takes and gives back are counted and never written."""
     state = LMDBStateFile.at(tmp_path, sync=False)
-    kept = [(b"keep%02d" % i, bytes(3000)) for i in range(20)]
+    kept = [(b"long key %02d" % i, bytes(3000)) for i in range(20)]
     state.commit(kept)
     env = state._environment.env
     for _ in range(rounds + 1):
@@ -573,7 +573,7 @@ def test_a_sound_file_may_be_short(tmp_path: Path, rounds: int) -> None:
     assert size < pages * PAGE  # or else this tests nothing
     state = LMDBStateFile.at(tmp_path, sync=False, create=False)
     assert list(state.scan(b"")) == kept
-    state.commit([(b"%d" % i, bytes(1000)) for i in range(1000)])
+    state.commit([(b"another %03d" % i, bytes(1000)) for i in range(1000)])
     assert len(list(state.scan(b""))) == 1020
     state.close()
     # Cut where there is something.
