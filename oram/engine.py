@@ -208,6 +208,8 @@ class Engine:
         for write in self.journal.write_back():  # not before it is known to be the server's latest
             self.backend.write_all([write])
             landed = True
+        if self._synced and not self._joint:
+            self.backend.sync()  # a write that landed before the crash, or just now, may still be in some cache
         if self.directory is not None:
             self.directory.replay([record.note for record in records])
         self.scheme.replay(record.scheme for record in (records if landed else records[:-1]))
