@@ -15,7 +15,7 @@ from oram.engine import CLOCK, Durability, Engine
 from oram.errors import BackupError, IntegrityError, UncleanShutdownError
 from oram.journal import HEADER, Journal, Meta, entries_of
 from oram.keys import Credential, Header, Keyring
-from oram.params import LinearGeometry, LinearParams, PathGeometry, PathParams, SchemeParams
+from oram.params import LinearGeometry, LinearParams, PathGeometry, PathParams, SchemeParams, SlotCost
 from oram.schemes.base import Scheme
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
@@ -40,6 +40,7 @@ class Shape:
         blocks_per_value: int,
         params: SchemeParams,
         tree_top: int,
+        cost: SlotCost,
         cipher: str,
         keyed: bool,
     ) -> Shape:
@@ -49,7 +50,7 @@ class Shape:
         geometry = (
             LinearGeometry.of(n, block_size)
             if isinstance(params, LinearParams)
-            else PathGeometry.of(n, block_size, params, tree_top)
+            else PathGeometry.of(n, block_size, params, tree_top, cost)
         )
         return cls(os.urandom(16).hex(), geometry, blocks_per_value, cipher, keyed)
 

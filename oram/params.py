@@ -17,17 +17,19 @@ MAX_BLOCK_SIZE = 1 << 24  # bytes
 STASH_ALARM = 89
 
 
-def page_levels_for(block_size: int, Z: int) -> int:
-    """Levels sealed together as one page, by measurement: see bench/pages.py.
+@dataclass(frozen=True, slots=True)
+class SlotCost:
+    """What reading and writing back a slot costs, for choosing the page height: microseconds a slot, and a byte of it.
 
-    Small pages pay the cipher's cost per call, large ones move buckets that are not on the path. The
-    best height was the tallest whose page stays within about 1.2 KB.
+    Measured, see bench/pages.py. Small pages pay per slot, tall ones move buckets that are not on the path.
     """
-    bucket = Z * (block_size + 8)
-    for levels in (4, 3, 2):
-        if ((1 << levels) - 1) * bucket <= 1280:
-            return levels
-    return 1
+
+    slot: float
+    byte: float
+
+
+IN_MEMORY = SlotCost(0.5, 0.0006)  # two calls of the cipher and the cache misses; sealing and opening
+ON_DISK = SlotCost(60, 0.002)  # two extents of an LMDB commit; their bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class PathParams:
     """Path ORAM (Stefanov et al. 2013).
 
     Z: slots a bucket. 4 is the paper's practical choice; 3 lets the stash grow with N.
-    page_levels: tree levels sealed together as one slot; None picks by block size.
+    page_levels: tree levels sealed together as one slot; None picks the cheapest for block size and backend.
     """
 
     Z: int = 4
@@ -95,7 +97,9 @@ class PathGeometry:
     h: int
 
     @classmethod
-    def of(cls, capacity: int, block_size: int, params: PathParams, tree_top: int) -> PathGeometry:
+    def of(
+        cls, capacity: int, block_size: int, params: PathParams, tree_top: int, cost: SlotCost = IN_MEMORY
+    ) -> PathGeometry:
         """The geometry for ``tree_top`` bytes of cached levels. ParameterError, all problems together."""
         found = check_shape(capacity, block_size) + params.problems()
         if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
@@ -103,12 +107,17 @@ class PathGeometry:
         refuse(found)
         Z = params.Z
         L = max(1, (capacity - 1).bit_length() - 1)  # ceil(log2 N) - 1 [Path ORAM, section 3]
-        h = min(params.page_levels or page_levels_for(block_size, Z), L + 1)
         T = 0
         while T < L and Z * block_size * ((2 << T) - 1) <= tree_top:
             T += 1
-        T = max(0, T - (h - (L + 1 - T) % h) % h) if (L + 1 - T) % h else T
-        return cls(capacity, block_size, Z, L, T, h)
+        heights = [params.page_levels] if params.page_levels else range(1, 7)
+        fitting = [cls._whole(capacity, block_size, Z, L, T, min(h, L + 1)) for h in heights]
+        return min(fitting, key=lambda g: g.layers * (cost.slot + cost.byte * g.slot_size))
+
+    @classmethod
+    def _whole(cls, N: int, B: int, Z: int, L: int, T: int, h: int) -> PathGeometry:
+        """Pages of h levels, with as few levels more at the server as make whole pages of them."""
+        return cls(N, B, Z, L, max(0, T - (T - L - 1) % h), h)
 
     @cached_property
     def h0(self) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-
 PAGE = 4096  # of LMDB, the usual state file
 NODE = 2008  # bytes of a value that two entries of the journal share a page with
 OVERFLOW = 16  # bytes of header that a value on pages of its own starts with

@@ -49,6 +49,8 @@ from oram.kernels.base import Op, Requests
 from oram.keys import KEY_SIZE, Credential, Header
 from oram.params import (
     DEFAULT_TREE_TOP,
+    IN_MEMORY,
+    ON_DISK,
     SCHEMES,
     STASH_ALARM,
     LinearParams,
@@ -100,7 +102,9 @@ def create(
     """
     credential = Credential.of(key, passphrase)
     params, level = _check(capacity, block_size, scheme, blocks_per_value, keyed, cipher, durability)
-    shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cipher, keyed)
+    durable = where.startswith("lmdb:") if isinstance(where, str) else Capability.DURABLE in where.capabilities
+    cost = ON_DISK if durable else IN_MEMORY
+    shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cost, cipher, keyed)
     if items is not None and not keyed:
         raise ParameterError("items need a keyed store")
     site = Site(where, state, sync=level is not Durability.PROCESS, create=True)
@@ -201,8 +205,7 @@ def _durability(durability: str | None, problems: list[str]) -> Durability | Non
         return Durability(durability)
     except ValueError:
         problems.append('durability must be "sync", "process" or "none"')
-        refuse(problems)
-        raise AssertionError from None
+        raise ParameterError("; ".join(problems)) from None
 
 
 def _default(level: Durability | None, site: Site) -> Durability:
@@ -269,8 +272,8 @@ def _absorb(engine: Engine, shape: Shape, items: Pairs, progress: Progress | Non
     blocks = np.zeros((1024, size), np.uint8)
     rows: dict[int, int] | None = {} if len(directory) else None  # record -> row, where they differ
     n = 0
-    for given in items.items() if isinstance(items, Mapping) else items:
-        key, value = record.check(*given, size)
+    for given, content in _pairs(items):
+        key, value = record.check(given, content, size)
         tag = tag_of(key)
         found = directory.find(tag)
         if found < 0:
@@ -292,6 +295,14 @@ def _absorb(engine: Engine, shape: Shape, items: Pairs, progress: Progress | Non
     records = np.arange(n) if rows is None else np.fromiter(rows, np.int64, n)
     addresses = (records[:, None] * k + np.arange(k)).reshape(-1)
     return addresses, blocks[:n].reshape(n * k, B)
+
+
+def _pairs(items: Pairs) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs of a mapping or an iterable of pairs. KeyTypeError for anything that is no pair."""
+    for pair in items.items() if isinstance(items, Mapping) else items:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise KeyTypeError("items must be pairs of a key and a value")
+        yield pair[0], pair[1]
 
 
 def _retag(engine: Engine, shape: Shape, addresses: I64, blocks: U8, tags: U8 | None) -> None:
@@ -483,7 +494,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
                 raise IntegrityError("a record is malformed: were blocks of this store written directly?")
             return pair
 
-    def setdefault(self, key: bytes, default: bytes = b"") -> bytes:  # type: ignore[override]
+    def setdefault(self, key: bytes, default: bytes = b"") -> bytes:
         """The value of a key, which is stored first if it is missing. Cost: one access either way. Leaks: nothing beyond the access."""
         with self._lock:
             name, value = record.check(key, default, self._record_size)
@@ -540,10 +551,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         Up to ``max_batch`` records are one atomic batch; more are several. Cost: one batch of len(items) or ``size`` records. Leaks: that number.
         """
         with self._lock:
-            checked = [
-                record.check(k, v, self._record_size)
-                for k, v in (items.items() if isinstance(items, Mapping) else items)
-            ]
+            checked = [record.check(key, value, self._record_size) for key, value in _pairs(items)]
             directory = self._directory()
             rows: list[tuple[Op, int, bytes, tuple[int, bytes] | None]] = []
             new: dict[bytes, int] = {}
