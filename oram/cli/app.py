@@ -62,20 +62,25 @@ def run(args: Sequence[str] | None) -> int:
         if result == exits.INTERRUPTED:
             raise KeyboardInterrupt
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else exits.OTHER
+        # The parser leaves with 1 when the output is closed early, but 1 has another meaning here.
+        return _fail(stop.__context__ if isinstance(stop.__context__, BrokenPipeError) else stop)
     except BaseException as error:
-        code, message = exits.explain(error)
-        if os.environ.get("ORAM_TRACEBACK"):
-            import traceback
-
-            traceback.print_exception(error)
-        if isinstance(error, BrokenPipeError):
-            # What is still in the buffer has nowhere to go; Python would complain about it at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if message:
-            print(f"oram: {message}", file=sys.stderr)
-        return code
+        return _fail(error)
     return result if isinstance(result, int) else 0
+
+
+def _fail(error: BaseException) -> int:
+    """Say what went wrong; the exit code."""
+    code, message = exits.explain(error)
+    if os.environ.get("ORAM_TRACEBACK"):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):
+        # What is still in the buffer has nowhere to go; Python would complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"oram: {message}", file=sys.stderr)
+    return code
 
 
 def _print_version(wanted: bool) -> None:

@@ -76,8 +76,8 @@ def run(*, output: Path, directory: Path | None, accesses: int | None, seed: int
         found = compare(
             Path(home), setting, setting.accesses if accesses is None else accesses, seed, keep=directory is not None
         )
-    show(console, found)
     output.write_text(picture.page(found), encoding="utf-8")
+    show(console, found)
     console.print(f"\nThe same as a web page: {output}", highlight=False, soft_wrap=True)
     if directory is not None:
         console.print(

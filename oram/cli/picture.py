@@ -44,8 +44,9 @@ svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans
 .numbers small { font-size: .8rem; font-weight: 400; color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 500; color: var(--soft); } th.n, td.n { text-align: right; white-space: nowrap; }
-th, td { padding: .22rem .6rem .22rem 0; border-bottom: 1px solid var(--line); } td:last-child, th:last-child { padding-right: 0; }
+th, td { padding: .22rem 1.1rem .22rem 0; border-bottom: 1px solid var(--line); } .wide td:last-child, .wide th:last-child, .name { padding-right: 0; }
 td.name { max-width: 0; width: 99%; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+td.free { white-space: normal; vertical-align: middle; text-align: center; color: var(--soft); padding: 0 2rem; }
 .wide { overflow-x: auto; }
 .say { font-size: 1.05rem; max-width: 62rem; }
 footer { color: var(--soft); font-size: .85rem; margin-top: 1.6rem; }
@@ -123,6 +124,7 @@ def _card(found: Comparison, side: Side, highest: int) -> str:
 <div class="legend">{legend}</div>
 <h3>Accesses by {where}, in {BINS} bins</h3>
 {_histogram(view, highest, where)}
+<div class="legend">Fullest bin {view.bins().max():,}, emptiest {view.bins().min():,}; dashed: even, {view.accesses / BINS:.1f}. Same scale in both.</div>
 {_numbers(side)}
 <h3>The ten most touched {side.unit}s</h3>
 {_top(found, side)}
@@ -175,9 +177,8 @@ def _histogram(view: View, highest: int, where: str) -> str:
     )
     even = view.accesses / len(bins)
     line = f'<path class="expected" d="M{_LEFT} {bottom - even * unit:.1f}H{_RIGHT}"/>'
-    note = f'<text x="{_RIGHT}" y="{_TOP + 8}" text-anchor="end">fullest bin {max(bins):,}, emptiest {min(bins):,}; dashed: even, {even:.1f}</text>'
     y = [(0.0, "0"), (0.5, f"{highest / 2:,.0f}"), (1.0, f"{highest:,}")]
-    return _frame(height, ("0", where, f"{view.slots - 1:,}"), y, bars + line + note, f"Accesses by {where}")
+    return _frame(height, ("0", where, f"{view.slots - 1:,}"), y, bars + line, f"Accesses by {where}")
 
 
 def _numbers(side: Side) -> str:
@@ -185,7 +186,7 @@ def _numbers(side: Side) -> str:
     entries = [
         ("p-value of uniformity", p_text(view.p_value), "looks uniform" if view.uniform else "not uniform"),
         ("a slot touched before", f"{view.repeats:.1%}", f"by chance {view.repeats_by_chance:.1%}"),
-        (f"share of the ten most touched {side.unit}s", f"{view.top_share:.1%}", ""),
+        (f"share of the top ten {side.unit}s", f"{view.top_share:.1%}", ""),
         ("gets and puts", "told apart" if any(view.written) else "look the same", ""),
     ]
     return f'<dl class="numbers">{"".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)} <small>{escape(c)}</small></dd></div>" for a, b, c in entries)}</dl>'
@@ -194,16 +195,18 @@ def _numbers(side: Side) -> str:
 def _top(found: Comparison, side: Side) -> str:
     plain = side is found.encrypted
     rows = [
-        (
-            f"{slot:,}",
-            f"{count:,}",
-            f"{share:.1%}",
-            found.names[slot] if plain else "whatever is on a path: blocks move at each access",
-        )
+        (f"{slot:,}", f"{count:,}", f"{share:.2%}", *([found.names[slot]] if plain else []))
         for slot, count, share in side.view.top()
     ]
+    if not plain:
+        note = "No page stands for a record: the block that was asked for moves to a new random path."
+        first, *rest = (_row((*row, "")) for row in rows)
+        first = first.replace("<td class=name>", f'<td class="name free" rowspan={len(rows)}>{escape(note)}')
+        lines = first + "".join(row.replace("<td class=name></td>", "") for row in rest)
+    else:
+        lines = "".join(_row(row) for row in rows)
     head = _row((side.unit, "times", "share", "what the owner knows is there"), "th")
-    return f"<table><thead>{head}</thead><tbody>{''.join(_row(row) for row in rows)}</tbody></table>"
+    return f"<table><thead>{head}</thead><tbody>{lines}</tbody></table>"
 
 
 def _row(cells: Iterable[str], tag: str = "td") -> str:
@@ -234,7 +237,7 @@ def _ranks(found: Comparison) -> str:
         inside += f'<path fill="none" stroke="var({colour})" stroke-width="2.2" stroke-linejoin="round" d="M{line}"/>'
     y = [((8 + up * math.log(n)) / (bottom - _TOP), f"{n:,}") for n in _ticks(most)]
     labels = ("rank 1", "slots by rank", f"{longest:,}")
-    return f'<div style="max-width: 760px; margin: auto">{_frame(height, labels, y, inside, "How often slots were touched, by rank")}</div>'
+    return f'<div style="max-width: 640px; margin: auto">{_frame(height, labels, y, inside, "How often slots were touched, by rank")}</div>'
 
 
 def _ticks(most: int) -> list[int]:

@@ -1,0 +1,292 @@
+"""What each command does when all is well."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import oram as library
+
+KEY = bytes(range(32))  # of the fixtures
+Oram = Callable[..., Any]
+
+
+def test_put_get_delete(oram: Oram, store: Path) -> None:
+    assert oram("put", store, "name", "välue").code == 0
+    assert oram("get", store, "name").out == "välue".encode()
+    assert oram("delete", store, "name").code == 0
+    gone = oram("get", store, "name")
+    assert (gone.code, gone.out, gone.err) == (1, b"", "oram: no such key\n")
+    assert oram("delete", store, "name").code == 1
+
+
+def test_values_from_files_and_stdin_are_raw(oram: Oram, store: Path, tmp_path: Path) -> None:
+    data = bytes(range(200))
+    (tmp_path / "data").write_bytes(data)
+    assert oram("put", store, "a", "--file", "data").code == 0
+    assert oram("put", store, "b", "-", stdin=data[::-1]).code == 0
+    assert oram("get", store, "a").out == data
+    assert oram("get", store, "b", "--output", "out").out == b""
+    out = tmp_path / "out"
+    assert out.read_bytes() == data[::-1]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("option", "key", "value"), [("--hex", "00ff", "fe0a"), ("--base64", "AP8=", "/go=")])
+def test_binary_arguments(oram: Oram, store: Path, option: str, key: str, value: str) -> None:
+    assert oram("put", store, option, key, value).code == 0
+    assert oram("get", store, option, key).out == value.encode() + b"\n"
+    with library.open(f"lmdb:{store}", key=KEY) as opened:
+        assert opened[b"\x00\xff"] == b"\xfe\n"
+    assert oram("delete", store, option, key).code == 0
+
+
+def test_urls_and_paths_name_the_same_store(oram: Oram, store: Path) -> None:
+    oram("put", f"lmdb:{store}", "k", "v")
+    assert oram("get", store.name, "k").out == b"v"
+    assert oram("get", f"lmdb:{store.name}", "k").out == b"v"
+    assert oram("get", f"lmdb://{store}", "k").out == b"v"
+
+
+def test_values_that_look_like_options(oram: Oram, store: Path) -> None:
+    assert oram("put", store, "--", "-k", "--v").code == 0
+    assert oram("get", store, "--", "-k").out == b"--v"
+
+
+# --- keys
+
+
+def test_create_writes_a_missing_key_file(oram: Oram, tmp_path: Path) -> None:
+    done = oram("create", "s", "--capacity", 10, "--key-file", "new.key")
+    key = tmp_path / "new.key"
+    assert done.code == 0
+    assert "wrote a new key to new.key" in done.err
+    assert key.read_text().strip() not in done.err + done.text
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert len(bytes.fromhex(key.read_text())) == 32
+    assert oram("put", "s", "k", "v", "--key-file", "new.key").code == 0
+
+
+def test_a_create_that_fails_leaves_no_key_behind(oram: Oram, store: Path, tmp_path: Path) -> None:
+    assert oram("create", store, "--capacity", 10, "--key-file", "a.key").code == 3
+    assert oram("create", "other", "--capacity", 0, "--key-file", "a.key").code == 2
+    assert not (tmp_path / "a.key").exists()
+
+
+@pytest.mark.parametrize("text", [KEY, KEY.hex().encode(), KEY.hex().upper().encode() + b"\n"])
+def test_key_files(oram: Oram, store: Path, tmp_path: Path, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORAM_KEY_FILE")
+    path = tmp_path / "other"
+    path.write_bytes(text)
+    path.chmod(0o600)
+    done = oram("put", store, "k", "v", "--key-file", path)
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_key_file_that_others_can_read(oram: Oram, store: Path, key_file: Path) -> None:
+    key_file.chmod(0o644)
+    done = oram("put", store, "k", "v")
+    assert done.code == 0
+    assert done.err == f"oram: warning: the key file {key_file} can be read by others (chmod 600 it)\n"
+
+
+def test_keys_from_the_environment(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORAM_KEY_FILE")
+    monkeypatch.setenv("ORAM_KEY", KEY.hex())
+    assert oram("put", store, "k", "v").code == 0
+    monkeypatch.setenv("ORAM_KEY", KEY.hex()[:-1])
+    broken = oram("get", store, "k")
+    assert broken.code == 2
+    assert KEY.hex()[:20] not in broken.err
+
+
+def test_no_key(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORAM_KEY_FILE")
+    done = oram("get", store, "k")
+    assert done.code == 2
+    assert "--key-file" in done.err
+
+
+def test_passphrases(oram: Oram, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORAM_PASSPHRASE", "correct horse")
+    assert oram("create", "s", "--capacity", 10).code == 0
+    assert json.loads(oram("info", "s", "--json").text)["opens_with"] == "passphrase"
+    assert oram("put", "s", "k", "v").code == 0
+    monkeypatch.delenv("ORAM_PASSPHRASE")
+
+    answers = iter(["battery staple", "correct horse"])
+    prompts = []
+
+    def getpass(prompt: str) -> str:
+        prompts.append(prompt)
+        return next(answers)
+
+    monkeypatch.setattr("oram.cli.credentials._terminal", lambda: True)
+    monkeypatch.setattr("getpass.getpass", getpass)
+    assert oram("get", "s", "k").code == 4
+    assert oram("get", "s", "k").out == b"v"
+    assert prompts == ["Passphrase: ", "Passphrase: "]
+
+
+def test_a_new_passphrase_is_asked_for_twice(oram: Oram, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["one", "two", "three", "three"])
+    monkeypatch.setattr("oram.cli.credentials._terminal", lambda: True)
+    monkeypatch.setattr("getpass.getpass", lambda _: next(answers))
+    differ = oram("create", "s", "--capacity", 10)
+    assert (differ.code, differ.err) == (2, "oram: the two passphrases differ\n")
+    assert oram("create", "s", "--capacity", 10).code == 0
+    monkeypatch.setenv("ORAM_PASSPHRASE", "three")
+    assert oram("verify", "s").code == 0
+
+
+def test_nobody_to_ask(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "oram", "create", "s", "--capacity", "10"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=tmp_path, start_new_session=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "oram: nobody to ask for a passphrase: give --key-file, or set ORAM_KEY, ORAM_KEY_FILE or ORAM_PASSPHRASE\n"
+    )
+
+
+# --- the whole store
+
+
+def test_info(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORAM_KEY_FILE")
+    found = json.loads(oram("info", store, "--json").text)
+    assert (found["capacity"], found["block_size"], found["key_and_value_limit"]) == (200, 256, 249)
+    assert (found["scheme"], found["cipher"], found["opens_with"]) == ("path", "aes-256-gcm", "key")
+    with library.open(f"lmdb:{store}", key=KEY) as opened:
+        assert found["key_and_value_limit"] == opened.value_limit
+    assert oram("open-info", store).text == oram("info", store).text
+    assert "capacity             200" in oram("info", store).text
+
+
+def test_create_passes_everything_on(oram: Oram, key_file: Path) -> None:
+    done = oram(
+        "create", "s", "--capacity", 500, "--block-size", "1KiB", "--blocks-per-value", 2, "--scheme", "path",
+        "--cipher", "aes-256-gcm", "--tree-top", "64KiB", "--durability", "process", "--key-file", key_file, "--state", "client",
+    )  # fmt: skip
+    assert done.code == 0
+    found = json.loads(oram("info", "s", "--state", "client", "--json").text)
+    assert (found["capacity"], found["block_size"], found["blocks_per_value"], found["cached_levels"]) == (
+        500,
+        1024,
+        2,
+        4,
+    )
+    assert oram("put", "s", "k", "v" * 2000, "--key-file", key_file, "--state", "client").code == 0
+    assert oram("get", "s", "k", "--key-file", key_file, "--state", "client").out == b"v" * 2000
+    assert oram("get", "s", "k", "--key-file", key_file).code == 3
+
+
+def test_verify(oram: Oram, store: Path) -> None:
+    oram("put", store, "k", "v")
+    assert oram("verify", store).text == "ok: every slot opens, 1 block in use\n"
+    assert json.loads(oram("verify", store, "--json").text) == {"ok": True, "exit": 0, "blocks": 1}
+
+
+def test_backup_and_restore(oram: Oram, store: Path) -> None:
+    oram("put", store, "k", "old")
+    assert oram("backup", store, "backup").code == 0
+    oram("put", store, "k", "new")
+    assert oram("restore", "backup", "again").text == "restored 1 record\n"
+    assert oram("get", "again", "k").out == b"old"
+    assert oram("get", store, "k").out == b"new"
+    assert oram("restore", "backup", store).code == 3
+    assert oram("backup", store, "backup").code == 3
+
+
+def test_rekey(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    oram("put", store, "k", "v")
+    done = oram("rekey", store, "--new-key-file", "second")
+    assert done.code == 0
+    assert "wrote a new key to second" in done.err
+    assert oram("get", store, "k").code == 4
+    assert oram("get", store, "k", "--key-file", "second").out == b"v"
+    monkeypatch.setenv("ORAM_NEW_PASSPHRASE", "third")
+    assert oram("rekey", store, "--key-file", "second").code == 0
+    monkeypatch.delenv("ORAM_KEY_FILE")
+    monkeypatch.setenv("ORAM_PASSPHRASE", "third")
+    assert oram("get", store, "k").out == b"v"
+
+
+def test_doctor(oram: Oram, store: Path) -> None:
+    found = json.loads(oram("doctor", store, "--json").text)
+    assert found["kernels"]["active"] in ("native", "reference")
+    assert found["ciphers"]["aes-256-gcm"]["seal_us"] > 0
+    assert found["advice"]
+    assert found["store"]["capacity"] == 200
+    text = oram("doctor").text
+    assert "active kernels" in text
+    assert "store  " not in text
+
+
+def test_doctor_without_native_kernels(oram: Oram, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORAM_KERNELS", "reference")
+    text = oram("doctor").text
+    assert "active kernels   reference" in text
+    monkeypatch.setenv("ORAM_KERNELS", "turbo")
+    done = oram("doctor")
+    assert done.code == 0
+    assert "unset it" in done.text
+
+
+# --- the program
+
+
+def test_version_and_help(oram: Oram) -> None:
+    assert oram("--version").text == f"oram {library.__version__}\n"
+    for text in (oram().text, oram("--help").text):
+        for code in (*range(11), 130):
+            assert f"\n      {code} " in text
+    for command in (
+        "create",
+        "info",
+        "put",
+        "get",
+        "delete",
+        "load",
+        "dump",
+        "verify",
+        "backup",
+        "restore",
+        "rekey",
+        "doctor",
+        "demo",
+    ):
+        assert f"Usage: oram {command}" in oram(command, "--help").text
+
+
+def test_the_module_is_the_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "oram", "get", "nowhere", "k"],
+        env={**os.environ, "ORAM_KEY": KEY.hex()},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert done.stderr.startswith("oram: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_importing_the_command_line_imports_neither_typer_nor_rich() -> None:
+    code = "import sys, oram.cli; sys.exit(bool({'typer', 'rich', 'click'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = (
+        "import sys, oram.cli.app; sys.exit(bool({'rich.progress', 'rich.table', 'oram.cli.demo'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

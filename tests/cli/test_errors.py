@@ -1,0 +1,279 @@
+"""Every failure: its exit code, one line (which the fixture checks), and nothing secret in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+import oram as library
+from oram import errors
+from oram.cli import exits
+
+SECRET = "hunter2-is-my-secret"
+
+KEY = bytes(range(32))  # of the fixtures
+Oram = Callable[..., Any]
+
+
+def test_wrong_key(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORAM_KEY", bytes(32).hex())
+    for command in (
+        ["get", store, SECRET],
+        ["verify", store],
+        ["dump", store],
+        ["rekey", store, "--new-key-file", "n"],
+    ):
+        done = oram(*command)
+        assert done.code == 4
+        assert SECRET not in done.err
+    assert not Path("n").exists()
+    monkeypatch.delenv("ORAM_KEY")
+    monkeypatch.delenv("ORAM_KEY_FILE")
+    monkeypatch.setenv("ORAM_PASSPHRASE", SECRET)
+    done = oram("get", store, "k")
+    assert done.code == 4
+    assert SECRET not in done.err
+
+
+def test_missing_store(oram: Oram, key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORAM_KEY_FILE", str(key_file))
+    (tmp_path / "f.csv").write_text("key,value\n")
+    commands = (
+        ["info", "x"], ["get", "x", "k"], ["put", "x", "k", "v"], ["delete", "x", "k"], ["load", "x", "f.csv"], ["dump", "x"], ["verify", "x"],
+        ["backup", "x", "y"], ["restore", "x", "y"], ["rekey", "x", "--new-key-file", "n"], ["doctor", "x"],
+    )  # fmt: skip
+    for command in commands:
+        assert oram(*command).code == 3
+    assert not (tmp_path / "x").exists()
+
+
+def test_existing_store(oram: Oram, store: Path) -> None:
+    done = oram("create", store, "--capacity", 10)
+    assert (done.code, done.err) == (3, "oram: there is a store at this place already\n")
+
+
+def test_changed_slots(oram: Oram, store: Path) -> None:
+    for i in range(5):
+        oram("put", store, f"k{i}", "v")
+    _flip(store, b"region slots.1")
+    assert oram("verify", store).code == 5
+    done = oram("verify", store, "--json")
+    assert done.code == 5
+    found = json.loads(done.text)
+    assert (found["ok"], found["exit"]) == (False, 5)
+    assert found["error"] in done.err
+    assert oram("dump", store, "--output", "d.jsonl").code == 5
+    assert not Path("d.jsonl").exists()
+    assert not list(Path().glob(".d.jsonl*"))
+
+
+def _flip(store: Path, name: bytes) -> None:
+    """Change one bit of each slot of a region, as the server could."""
+    with lmdb.open(str(store), max_dbs=256) as environment, environment.begin(write=True) as txn:
+        region = environment.open_db(name, txn=txn, create=False)
+        for key, value in list(txn.cursor(region)):
+            txn.put(key, bytes([value[0] ^ 1]) + value[1:], db=region)
+
+
+def test_damaged_file(oram: Oram, store: Path) -> None:
+    data = store / "data.mdb"
+    data.write_bytes(data.read_bytes()[: -(1 << 14)])
+    assert oram("get", store, "k").code in (5, 7)
+
+
+def test_rolled_back_state(oram: Oram, key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORAM_KEY_FILE", str(key_file))
+    state = ("--state", "client")
+    assert oram("create", "s", "--capacity", 100, "--block-size", 128, *state).code == 0
+    oram("put", "s", "k", "v", *state)
+    old = (tmp_path / "client" / "data.mdb").read_bytes()
+    oram("put", "s", "k", "w", *state)
+    (tmp_path / "client" / "data.mdb").write_bytes(old)
+    assert oram("get", "s", "k", *state).code == 5
+
+
+def test_missing_state(oram: Oram, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORAM_KEY_FILE", str(key_file))
+    assert oram("create", "s", "--capacity", 100, "--state", "client").code == 0
+    assert oram("get", "s", "k").code == 3
+    assert oram("get", "s", "k", "--state", "elsewhere").code == 3
+
+
+def test_locked_store(oram: Oram, store: Path) -> None:
+    code = f"import oram, sys; s = oram.open('lmdb:{store}', key=bytes.fromhex('{KEY.hex()}')); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        assert oram("get", store, "k").code == 6
+        assert oram("info", store).code == 6
+        assert other.stdin is not None
+        other.stdin.close()
+        assert other.wait(30) == 0
+    assert oram("get", store, "k").code == 1
+
+
+def test_too_large(oram: Oram, store: Path) -> None:
+    for command in (["put", store, "k", SECRET * 20], ["put", store, SECRET * 20, "v"], ["get", store, SECRET * 20]):
+        done = oram(*command)
+        assert done.code == 8
+        assert SECRET not in done.err
+
+
+def test_full(oram: Oram, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORAM_KEY_FILE", str(key_file))
+    assert oram("create", "s", "--capacity", 2, "--block-size", 64).code == 0
+    assert [oram("put", "s", key, "v").code for key in ("a", "b", SECRET, "a")] == [0, 0, 8, 0]
+
+
+def test_no_space(oram: Oram, store: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oram.backends.lmdb.LMDBBackend.read", _no_space)
+        assert oram("get", store, "k").code == 7
+
+
+def _no_space(*_: object) -> None:
+    raise errors.BackendFullError("no room at this place")
+
+
+def test_backup_opened_directly(oram: Oram, store: Path) -> None:
+    assert oram("backup", store, "backup").code == 0
+    assert oram("get", "backup", "k").code == 9
+    assert oram("verify", "backup").code == 9
+
+
+def test_unclean(oram: Oram, store: Path) -> None:
+    code = f"""
+import os, oram
+store = oram.open("lmdb:{store}", key=bytes.fromhex("{KEY.hex()}"), durability="none")
+store[b"k"] = b"v"
+os._exit(0)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert oram("get", store, "k").code == 9
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["create", "n"],
+        ["create", "n", "--capacity", "many"],
+        ["create", "n", "--capacity", "0"],
+        ["create", "n", "--capacity", "10", "--block-size", "4 potatoes"],
+        ["create", "n", "--capacity", "10", "--block-size", "7"],
+        ["create", "n", "--capacity", "10", "--scheme", "round"],
+        ["create", "n", "--capacity", "10", "--cipher", "rot13"],
+        ["create", "n", "--capacity", "10", "--durability", "some"],
+        ["create", "n", "--capacity", "10", "--items", "none.csv"],
+        ["create", "n", "--capacity", "10", "--items", "items.txt"],
+        ["create", "memory:", "--capacity", "10"],
+        ["create", "redis://host/0", "--capacity", "10"],
+        ["create", "", "--capacity", "10"],
+        ["get", "store"],
+        ["get", "store", "k", "--hex"],
+        ["get", "store", "k", "--hex", "--base64"],
+        ["put", "store", "k"],
+        ["put", "store", "k", "v", "--file", "f"],
+        ["put", "store", "k", "--file", "missing"],
+        ["load", "store", "missing.csv"],
+        ["load", "store", "-"],
+        ["dump", "store", "--format", "xml"],
+        ["get", "store", "k", "--key-file", "missing"],
+        ["frobnicate"],
+        ["demo", "--seed", "-1"],
+        ["demo", "--output", "no/such/directory.html"],
+    ],
+)
+def test_usage(oram: Oram, store: Path, command: list[str]) -> None:
+    assert store.name == "store"
+    assert oram(*command).code == 2
+    assert not Path("n").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["k", "v", SECRET],
+        ["k", f"--{SECRET}"],
+        ["k", f"-{SECRET}"],
+        [f"--{SECRET}=v", "k"],
+        ["--hex", SECRET, SECRET],
+        ["--base64", "a", SECRET],
+    ],
+)
+def test_a_wrong_command_line_is_not_repeated(oram: Oram, store: Path, words: list[str]) -> None:
+    done = oram("put", store, *words)
+    assert done.code == 2
+    assert SECRET not in done.err
+    assert SECRET[:5] not in done.err
+
+
+def test_bad_key_files(oram: Oram, store: Path, tmp_path: Path) -> None:
+    for text in (b"", SECRET.encode(), b"g" * 64, b"0" * 63):
+        path = tmp_path / "bad"
+        path.write_bytes(text)
+        path.chmod(0o600)
+        done = oram("get", store, "k", "--key-file", path)
+        assert done.code == 2
+        assert SECRET not in done.err
+
+
+def test_output_that_cannot_be_written(oram: Oram, store: Path) -> None:
+    oram("put", store, "k", "v")
+    assert oram("get", store, "k", "--output", "no/such/file").code == 7
+
+
+def test_a_reader_that_goes_away(store: Path, oram: Oram) -> None:
+    oram("put", store, "k", "v")
+    with subprocess.Popen(
+        [sys.executable, "-m", "oram", "dump", str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as dump:
+        assert dump.stdout is not None
+        assert dump.stderr is not None
+        dump.stdout.close()
+        assert dump.stderr.read() == b"oram: the output was closed before the end\n"
+        assert dump.wait(30) == 7
+
+
+def test_an_unforeseen_error_says_nothing_of_what_it_was_about(oram: Oram, store: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oram.store.ObliviousStore.__getitem__", _unforeseen)
+        done = oram("get", store, "k")
+    assert done.code == 10
+    assert SECRET not in done.err
+
+
+def _unforeseen(*_: object) -> None:
+    raise RuntimeError(SECRET)
+
+
+def test_interrupted(oram: Oram, store: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oram.store.ObliviousStore.__getitem__", _interrupted)
+        done = oram("get", store, "k")
+    assert (done.code, done.err) == (130, "oram: interrupted\n")
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_every_error_of_the_library_has_its_code() -> None:
+    expected = {
+        "AddressError": 2, "BackendError": 7, "BackendFullError": 7, "BackupError": 9, "BlockSizeError": 2, "CapacityError": 8,
+        "CipherUnavailableError": 10, "ForkedStoreError": 10, "HandleError": 10, "IntegrityError": 5, "KeyTooLargeError": 8, "KeyTypeError": 2,
+        "MissingKeyError": 1, "OramError": 10, "ParameterError": 2, "PoisonedError": 5, "RollbackError": 5, "StaleStateError": 5,
+        "StateMissingError": 3, "StoreClosedError": 10, "StoreExistsError": 3, "StoreLockedError": 6, "StoreNotFoundError": 3,
+        "UncleanShutdownError": 9, "ValueTooLargeError": 8, "WrongKeyError": 4,
+    }  # fmt: skip
+    assert {name: exits.explain(getattr(errors, name)("x"))[0] for name in errors.__all__} == expected
+
+
+def test_a_key_in_the_wrong_store_type_is_no_key_of_it() -> None:
+    assert exits.explain(library.errors.MissingKeyError(SECRET)) == (1, "no such key")
