@@ -100,11 +100,12 @@ uint32_t oram_path_plan(const oram_path *p, uint32_t m, const uint8_t *ops, cons
 /* Step 2: open, serve, evict, seal. sealed: the pages read, (pages, plain + ORAM_TAG), replaced by those to write; or,
  * with in_place, the memory of the whole region. present: likewise. data: (m, B) for writes. out: (m, B) the blocks
  * before each request. For the journal, all NULL or none: placed (pages * (2^h - 1) * Z) address in each slot, ORAM_EMPTY
- * where none; where (m) ORAM_AT_* of the block of each first request to an address; after (m, B) that block's content now. */
+ * where none; where (m) ORAM_AT_* of the block of each first request to an address; pool (m) its pool slot, ORAM_EMPTY where
+ * it has none; after (m, B) its content now. */
 int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs,
                      const uint32_t *draws, uint32_t pages, const uint64_t *slots, uint8_t *sealed, uint8_t *present,
                      int in_place, const uint8_t *data, uint8_t *out, uint32_t *placed, uint8_t *where,
-                     uint8_t *after, uint8_t *scratch);
+                     uint32_t *pool, uint8_t *after, uint8_t *scratch);
 
 /* Both steps at once over the region's own memory. path and slots are scratch as well. */
 int oram_path_in_place(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs,

@@ -251,7 +251,7 @@ static int open_union(const oram_path *p, const oram_keys *keys, const scratch *
 int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs,
                      const uint32_t *draws, uint32_t pages, const uint64_t *slots, uint8_t *sealed, uint8_t *present,
                      int in_place, const uint8_t *data, uint8_t *out, uint32_t *placed, uint8_t *where,
-                     uint8_t *after, uint8_t *base) {
+                     uint32_t *pool, uint8_t *after, uint8_t *base) {
     const uint32_t leaf_mask = (uint32_t)(((uint64_t)1 << p->L) - 1), nb = buckets(p), Z = p->Z;
     const size_t B = p->B, pitch = (size_t)p->plain + ORAM_TAG;
     int32_t entries = 0, stay = -1, stay_end = -1, needed = 0;
@@ -424,6 +424,7 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
             p->pool_free = p->pool_next[q];
             p->pool_used++;
             p->pool_addr[q] = s.addr[k];
+            s.pool[k] = q;
         }
         p->pool_leaf[q] = s.leaf[k];
         if (s.source[k] != p->pool_data + (size_t)q * B) memcpy(p->pool_data + (size_t)q * B, s.source[k], B);
@@ -431,6 +432,8 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
         p->pool_next[q] = *head;
         *head = q;
     }
+    for (uint32_t r = 0; placed != NULL && r < m; r++)
+        pool[r] = where[r] == ORAM_AT_POOL ? (uint32_t)s.pool[s.entry[r]] : ORAM_EMPTY;
     return ORAM_OK;
 }
 
@@ -438,7 +441,7 @@ int oram_path_in_place(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t 
                        const uint32_t *draws, uint32_t *path, uint64_t *slots, uint8_t *region, uint8_t *present,
                        const uint8_t *data, uint8_t *out, uint8_t *base) {
     const uint32_t pages = oram_path_plan(p, m, ops, addrs, draws, path, slots, base);
-    return oram_path_access(p, keys, m, ops, addrs, draws, pages, slots, region, present, 1, data, out, NULL, NULL, NULL, base);
+    return oram_path_access(p, keys, m, ops, addrs, draws, pages, slots, region, present, 1, data, out, NULL, NULL, NULL, NULL, base);
 }
 
 int oram_path_build(const oram_path *p, oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *children,

@@ -247,7 +247,8 @@ class Journal:
         if write_back:
             body = b"".join(_pack_write(write) for write in write_back)
             puts.append((_key(b"w", self.incarnation), self.keyring.seal(b"write-back", body)))
-        meta = replace(self.meta, cursor=cursor, sequence=record.sequence)
+        old = self.meta
+        meta = Meta(old.layout, cursor, record.sequence, old.growth, old.sparse, old.dirty, old.backup)
         puts.append(self._meta(meta))
         self.file.commit(puts, writes=writes)
         self.meta = meta

@@ -227,7 +227,7 @@ def check_indices(shape: RegionShape, indices: I64) -> None:
     """Raise BackendError unless ``indices`` is a 1-d int64 array within the region."""
     if indices.dtype != np.int64 or indices.ndim != 1:
         raise BackendError("slot indices must be a one-dimensional int64 array")
-    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= shape.slots):
+    if indices.size and int(indices.view(np.uint64).max()) >= shape.slots:  # a negative index is a huge one here
         raise BackendError(f"slot index outside a region of {shape.slots} slots")
 
 

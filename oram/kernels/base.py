@@ -42,7 +42,8 @@ class Requests:
 
     ops uint8 (c,), addresses uint32 (c,), draws uint32 (c,) fresh randomness, data uint8 (c, B) what
     writes store, out uint8 (c, B) the block as it was *before* each request. For the journal: where uint8 (c,)
-    the ``At`` of the block of each first request to an address, after uint8 (c, B) that block's content now.
+    the ``At`` of the block of each first request to an address, pool uint32 (c,) its pool slot (EMPTY where it has none),
+    after uint8 (c, B) its content now.
     """
 
     def __init__(self, capacity: int, block_size: int) -> None:
@@ -54,6 +55,7 @@ class Requests:
         self.data: U8 = np.zeros((capacity, block_size), np.uint8)
         self.out: U8 = np.zeros((capacity, block_size), np.uint8)
         self.where: U8 = np.zeros(capacity, np.uint8)
+        self.pool: U32 = np.full(capacity, EMPTY, np.uint32)
         self.after: U8 = np.zeros((capacity, block_size), np.uint8)
 
 

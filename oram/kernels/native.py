@@ -115,6 +115,7 @@ class NativeRequests(Requests):
         super().__init__(capacity, block_size)
         self.c_ops, self.c_data, self.c_out = (pointer("uint8_t[]", a) for a in (self.ops, self.data, self.out))
         self.c_where, self.c_after = pointer("uint8_t[]", self.where), pointer("uint8_t[]", self.after)
+        self.c_pool = pointer("uint32_t[]", self.pool)
         self.c_addresses, self.c_draws = pointer("uint32_t[]", self.addresses), pointer("uint32_t[]", self.draws)
 
 
@@ -206,7 +207,7 @@ class NativePath:
         self._keys.run(
             lib.oram_path_access, self._struct, self._keys.struct, r.m, r.c_ops, r.c_addresses, r.c_draws, n, self._c_slots,
             pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present), 0, r.c_data, r.c_out,
-            pointer("uint32_t[]", placed), r.c_where, r.c_after, self._c_scratch,
+            pointer("uint32_t[]", placed), r.c_where, r.c_pool, r.c_after, self._c_scratch,
         )  # fmt: skip
         return placed
 

@@ -267,6 +267,8 @@ class ReferencePath:
         self._keys.counter += len(union)
         self._report(requests, rows, found, stay)
         self._settle(entries, stay)
+        for r in range(requests.m):
+            requests.pool[r] = found[rows[r][1]].pool if requests.where[r] == At.POOL else EMPTY
         return written
 
     def _gather(self, union: list[Page], top: list[int], wanted: set[int]) -> tuple[list[Entry], dict[int, Entry]]:

@@ -104,27 +104,12 @@ class PathORAM:
             requests.where[:m],
             requests.addresses[:m],
             requests.draws[:m],
-            self._pool_slots(requests),
+            requests.pool[:m],
             requests.after[:m],
             slots,
             placed,
         ]
         return _RECORD.pack(m, slots.size, first_page) + b"".join(part.tobytes() for part in parts)
-
-    def _pool_slots(self, requests: Requests) -> U32:
-        """The pool slot of each request's block, EMPTY where it is not there.
-
-        Replay puts it into the very same slot, because pieces of the pool taken before and after a recovery end up beside one another.
-        """
-        g, state, m = self.geometry, self._kernel.state, requests.m
-        pool = np.full(m, EMPTY, np.uint32)
-        for r in np.flatnonzero(requests.where[:m] == At.POOL).tolist():
-            addr = int(requests.addresses[r])
-            q = int(state.head[int(state.position[addr]) >> (g.L - g.T)])
-            while state.pool_addr[q] != addr:
-                q = int(state.pool_next[q])
-            pool[r] = q
-        return pool
 
     def _parse(self, record: bytes) -> tuple[int, U8, U32, U32, U32, U8, I64, U32]:
         m, pages, first_page = _RECORD.unpack_from(record)

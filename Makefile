@@ -1,0 +1,79 @@
+# Every target does its own set-up: a virtual environment in .venv, the native kernels, all dependencies.
+# On a bare Debian it also installs what venv and the kernels need, where it may (root, or sudo without a password).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := aegis,test,docs,bench
+WORKERS ?= 2
+STRICT_C := -std=c11 -O2 -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wstrict-prototypes -Wundef -Werror -Icsrc
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+
+.PHONY: setup demo test check lint types layers c-check pytest pytest-native pytest-reference sanitize bench docs format clean
+
+setup: $(VENV)/.installed
+
+# Debian splits venv and OpenSSL's headers off; without the headers the install goes on with the reference kernels.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/debian python3-venv
+	@$(PYTHON) -c 'import os, sysconfig; assert os.path.exists(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || .ci/debian python3-dev || true
+	@printf '#include <openssl/evp.h>\n' | $${CC:-cc} -E - >/dev/null 2>&1 || .ci/debian libssl-dev || true
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml setup.py oram/kernels/build.py $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel cffi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[$(EXTRAS)]'
+	@$(BIN)/oram doctor
+	@touch $@
+
+demo: setup
+	$(BIN)/oram demo
+
+# What CI runs.
+test check: lint types layers c-check pytest sanitize
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+# The C sources alone, warnings as errors, under each compiler that is here.
+c-check: setup
+	@for cc in gcc clang; do \
+	    command -v $$cc >/dev/null || { echo "c-check: no $$cc here, skipped"; continue; }; \
+	    for f in csrc/*.c; do echo "$$cc $$f"; $$cc $(STRICT_C) -fsyntax-only $$f || exit 1; done; \
+	done
+
+pytest: pytest-native pytest-reference
+
+pytest-native: setup
+	ORAM_KERNELS=native HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n $(WORKERS) -q tests
+
+pytest-reference: setup
+	ORAM_KERNELS=reference HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n $(WORKERS) -q tests -m "not one_kernel"
+
+# The kernel tests over C built with ASan and UBSan.
+sanitize: setup
+	rm -rf build/sanitized && mkdir -p build/sanitized && cp -r oram build/sanitized/oram && rm -f build/sanitized/oram/kernels/_native*.so
+	ORAM_CFLAGS="$(SANITIZE)" ORAM_LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-temp build/sanitized/tmp --build-lib build/sanitized
+	test -f build/sanitized/oram/kernels/_native.abi3.so
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	    PYTHONPATH=build/sanitized ORAM_KERNELS=native HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels
+
+bench: setup
+	$(BIN)/python -m bench
+
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis oram/kernels/_native*.so
