@@ -1,0 +1,214 @@
+"""The demo: its numbers, and that the page needs nothing but itself."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import oram as library
+from oram.backends import LMDBBackend, MemoryBackend
+from oram.cli import comparison, demo, picture, workload
+from oram.cli.encrypted import EncryptedStore
+from oram.cli.view import BINS, View, chi_square_p
+from oram.errors import IntegrityError, MissingKeyError
+from oram.trace import Event, TraceBackend
+
+Oram = Callable[..., Any]
+FALSE_ALARM = 1e-6  # how often the oblivious side fails here although nothing is wrong: its randomness has no seed
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> comparison.Comparison:
+    return demo.compare(tmp_path_factory.mktemp("demo"), demo.FAST, demo.FAST.accesses, 1)
+
+
+def test_the_oblivious_side_is_uniform_and_the_other_is_not(found: comparison.Comparison) -> None:
+    assert found.oblivious.view.p_value > FALSE_ALARM
+    assert found.encrypted.view.p_value < 1e-15
+    assert found.encrypted.view.top_share > 0.2
+    assert found.oblivious.view.top_share < 0.1
+    assert found.oblivious.view.repeats == pytest.approx(found.oblivious.view.repeats_by_chance, abs=0.1)
+    assert found.encrypted.view.repeats > found.encrypted.view.repeats_by_chance + 0.2
+
+
+def test_what_the_server_saw_of_puts(found: comparison.Comparison) -> None:
+    assert sum(found.encrypted.view.written) == found.puts > 0
+    assert not any(found.oblivious.view.written)
+
+
+def test_costs_are_those_of_the_protocol(found: comparison.Comparison) -> None:
+    g, size = found.geometry, found.block + 28
+    for durability in comparison.RUNS:
+        plain, tree = (side.costs[str(durability)] for side in (found.encrypted, found.oblivious))
+        assert (plain.round_trips, plain.journal) == (1, 0)
+        assert plain.bytes_read + plain.bytes_written == pytest.approx(size)
+        assert tree.round_trips == 2
+        assert tree.bytes_read == g.layers * g.slot_size
+        assert tree.bytes_written == g.layers * g.slot_size + 64  # and the clock
+
+
+def test_the_view_names_the_record_that_was_asked_for(found: comparison.Comparison) -> None:
+    records = list(workload.characters(demo.FAST.step))
+    asked = workload.requests(records, found.accesses, found.seed)
+    assert [request.record for request in asked] == found.encrypted.view.touched.tolist()
+    slot, count, _ = found.encrypted.view.top()[0]
+    assert count == sum(request.record == slot for request in asked)
+    assert found.names[slot] == records[slot][0].decode()
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "path", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_self_contained(text: str) -> None:
+    assert not re.search(r"https?://|url\(|@import|\bsrc=|\bhref=|<script|<link|<iframe", text)
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert {"h1", "svg", "table", "style"} <= set(page.tags)
+    assert not {"script", "img", "link"} & set(page.tags)
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+
+
+def test_the_page_is_self_contained(found: comparison.Comparison) -> None:
+    text = picture.page(found)
+    check_self_contained(text)
+    assert "not a proof" in text
+    assert "prefers-color-scheme: dark" in text
+    assert found.names[found.encrypted.view.top()[0][0]] in text
+    assert "nan" not in text.lower().replace("resonance", "").split()
+
+
+def test_the_command(oram: Oram, tmp_path: Path) -> None:
+    done = oram("demo", "--fast", "--accesses", 150, "--seed", 7, "--dir", "kept", "--output", "page.html")
+    assert (done.code, done.err) == (0, "")
+    assert "Encrypted store" in done.text
+    assert "Oblivious store" in done.text
+    assert "not a proof" in " ".join(done.text.split())
+    assert max(map(len, done.text.splitlines())) <= 80
+    check_self_contained((tmp_path / "page.html").read_text())
+    name = unicodedata.name("A")
+    assert oram("get", "kept/oblivious", name, "--key-file", "kept/key").code in (0, 1)  # each 16th character is there
+    assert oram("verify", "kept/oblivious", "--key-file", "kept/key").code == 0
+    assert oram("demo", "--fast", "--dir", "kept").code == 3
+
+
+def test_characters() -> None:
+    records = dict(workload.characters())
+    assert len(records) == sum(unicodedata.name(chr(point), None) is not None for point in range(0x110000))
+    assert records[b"LATIN SMALL LETTER E WITH ACUTE"] == b"U+00E9;Ll;L;0;A;N;-;0065 0301"
+    assert records[b"VULGAR FRACTION ONE HALF"].split(b";")[6] == b"0.5"
+    assert max(len(key) + len(value) for key, value in records.items()) + len(b";99999") + 7 <= demo.BLOCK
+
+
+def test_requests_are_skewed_and_repeatable() -> None:
+    records = [(b"%d" % i, b"v") for i in range(1000)]
+    asked = workload.requests(records, 5000, 3)
+    assert asked == workload.requests(records, 5000, 3)
+    assert asked != workload.requests(records, 5000, 4)
+    counts = np.bincount([request.record for request in asked], minlength=1000)
+    expected = 1 / sum(k**-workload.THETA for k in range(1, 1001))
+    assert stats.binomtest(int(counts.max()), 5000, expected).pvalue > 1e-6
+    assert stats.binomtest(sum(request.value is not None for request in asked), 5000, workload.PUTS).pvalue > 1e-6
+
+
+# --- the numbers
+
+
+@pytest.mark.parametrize("p", [0.999, 0.5, 0.01, 1e-4])
+def test_chi_square(p: float) -> None:
+    assert chi_square_p(float(stats.chi2.isf(p, BINS - 1)), BINS - 1) == pytest.approx(p, rel=0.04)
+
+
+def test_uniformity_holds_at_its_stated_rate() -> None:
+    """Of 2000 uniform runs, on a number of slots that 64 does not divide, about a hundredth is below 0.01 (false alarm 1e-6)."""
+    random = np.random.default_rng(5)
+    low = sum(View(1000, random.integers(0, 1000, 3000), (False,) * 3000).p_value < 0.01 for _ in range(2000))
+    assert stats.binomtest(low, 2000, 0.01).pvalue > 1e-6
+
+
+def test_a_hot_slot_is_found() -> None:
+    touched = np.random.default_rng(5).integers(0, 1000, 3000)
+    touched[::20] = 77
+    view = View(1000, touched, (False,) * 3000)
+    assert not view.uniform
+    assert view.top(1)[0][0] == 77
+    assert view.bins().sum() == 3000
+
+
+def test_repeats() -> None:
+    random = np.random.default_rng(5)
+    view = View(10_000, random.integers(0, 10_000, 3000), (False,) * 3000)
+    assert view.repeats == pytest.approx(view.repeats_by_chance, abs=0.03)
+    assert View(4, np.array([0, 1, 0, 0]), (False,) * 4).repeats == 0.5
+
+
+def test_views_of_events() -> None:
+    events = [
+        Event("read", "r", (3,), 9, 0),
+        Event("write", "r", (4,), 9, 1),
+        Event("read", "s", (0, 2, 5), 9, 2),
+        Event("write", "s", (0, 2, 5), 9, 3),
+        Event("sync", "", (), 0, 4),
+    ]
+    plain, tree = View.of_records(events, "r", 10), View.of_paths(events, "s", 3, 4)
+    assert (plain.touched.tolist(), plain.written) == ([3, 4], (False, True))
+    assert (tree.touched.tolist(), tree.written) == ([2], (False,))
+
+
+def test_the_encrypted_store() -> None:
+    backend = MemoryBackend()
+    trace = TraceBackend(backend, keep_data=True)
+    store = EncryptedStore(trace, 64)
+    store.load([(b"a", b"1"), (b"b", b"2")])
+    store.put(b"a", b"3")
+    assert (store.get(b"a"), store.get(b"b")) == (b"3", b"2")
+    with pytest.raises(MissingKeyError):
+        store.get(b"c")
+    seen = [event.data.tobytes() for event in trace.events if event.data is not None and event.op == "write"]
+    assert len({len(data) // (2 if i == 0 else 1) for i, data in enumerate(seen)}) == 1
+    slots = backend.read("records", np.array([0, 1]))
+    backend.write("records", np.array([1, 0]), slots.data)
+    with pytest.raises(IntegrityError):
+        store.get(b"a")
+
+
+def test_plain_durability_of_the_runs_is_the_backends(tmp_path: Path) -> None:
+    """The sync run is not made fast by a backend that does not sync."""
+    made = []
+    init = LMDBBackend.__init__
+
+    def recorded(self: LMDBBackend, path: Any, *, sync: bool = True, **more: Any) -> None:
+        made.append(sync)
+        init(self, path, sync=sync, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LMDBBackend, "__init__", recorded)
+        demo.compare(tmp_path, demo.Setting(256, 10, 0), 10, 1)
+    assert made == [False, True, False] * 2
+    assert library.__version__
