@@ -1,0 +1,419 @@
+"""Reads real stores by docs/formats.md alone: LMDB and cryptography, nothing of oram but what made the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+import oram
+
+EMPTY = 0xFFFFFFFF
+
+
+def derive(secret: bytes, salt: bytes, label: str, context: bytes = b"") -> bytes:
+    return HKDF(SHA256(), 32, salt, b"oram/1 " + label.encode() + b"\0" + context).derive(secret)
+
+
+def dump(path: Path) -> tuple[dict[bytes, bytes], dict[str, tuple[int, int]], dict[str, dict[int, bytes]]]:
+    """Client state, regions and slots of an environment."""
+    state: dict[bytes, bytes] = {}
+    regions: dict[str, tuple[int, int]] = {}
+    slots: dict[str, dict[int, bytes]] = {}
+    with lmdb.open(str(path), max_dbs=16, readonly=True, lock=False) as env, env.begin() as txn:
+        names = {bytes(key) for key, _ in txn.cursor()}
+        for key, value in txn.cursor():
+            if key.startswith(b"state "):
+                state[key[6:]] = value
+            elif key.startswith(b"slot "):
+                slots[key[5:].decode()] = {0: value}
+        if b"regions" in names:
+            for key, value in txn.cursor(env.open_db(b"regions", txn=txn, create=False)):
+                regions[key.decode()] = struct.unpack("<QQ", value)
+        for name in names:
+            if name.startswith(b"region "):
+                db = env.open_db(name, txn=txn, create=False)
+                slots[name[7:].decode()] = {int.from_bytes(key, "big"): value for key, value in txn.cursor(db)}
+        for key, value in txn.cursor(env.open_db(b"state", txn=txn, create=False)):
+            assert len(key) > 8
+            state[key] = value
+    return state, regions, slots
+
+
+class Reader:
+    """A store, read by its documented formats."""
+
+    def __init__(
+        self,
+        state: dict[bytes, bytes],
+        regions: dict[str, tuple[int, int]],
+        slots: dict[str, dict[int, bytes]],
+        user: bytes | str,
+    ) -> None:
+        self.state, self.regions, self.slots = state, regions, slots
+        self._header(user)
+        self.inc = int.from_bytes(state[b"meta"][:4], "big")
+        inc = self.inc.to_bytes(4, "big")
+        self.inc_key = inc
+        self.where = self.store + struct.pack("<I", self.inc) + self.header["cipher"].encode()
+        self.salts = {int.from_bytes(k[5:], "big"): v for k, v in state.items() if k[:5] == b"g" + inc}
+        names = ("layout", "cursor", "sequence", "growth", "sparse", "dirty", "backup")
+        self.meta = dict(zip(names, struct.unpack("<IQQQ???", self.open(state[b"meta"][4:], b"meta")), strict=True))
+
+    def _header(self, user: bytes | str) -> None:
+        blob = self.state[b"header"]
+        (n,) = struct.unpack_from("<I", blob)
+        text, nonce, box = blob[4 : 4 + n], blob[4 + n : 16 + n], blob[16 + n :]
+        assert text[:8] == bytes.fromhex("4f52414d00010d0a")
+        assert len(box) == 48
+        assert self.slots["header"][0] == blob.ljust(4096, b"\0")
+        self.header: dict[str, Any] = json.loads(text[8:])
+        assert text[8:] == json.dumps(self.header, sort_keys=True).encode()
+        kdf = self.header["kdf"]
+        salt = bytes.fromhex(kdf["salt"])
+        if isinstance(user, bytes):
+            assert kdf["name"] == "hkdf-sha256"
+            wrap = derive(user, salt, "wrap")
+        else:
+            assert kdf["name"] == "argon2id"
+            wrap = Argon2id(
+                salt=salt, length=32, iterations=kdf["iterations"], lanes=kdf["lanes"], memory_cost=kdf["memory_kib"]
+            ).derive(user.encode())
+        self.secret = AESGCM(wrap).decrypt(nonce, box, text)
+        self.store = bytes.fromhex(self.header["store"])
+
+    def open(self, blob: bytes, what: bytes) -> bytes:
+        generation, counter = struct.unpack_from("<IQ", blob)
+        key = derive(self.secret, self.salts[generation], "state", self.where)
+        return AESGCM(key).decrypt(counter.to_bytes(12, "little"), blob[12:], what)
+
+    def page(self, slot: int, reference: int) -> bytes:
+        key = derive(self.secret, self.salts[reference >> 40], "pages", self.where)
+        nonce = (reference & (1 << 40) - 1).to_bytes(12, "little")
+        return AESGCM(key).decrypt(nonce, self.slots[f"slots.{self.inc}"][slot], struct.pack("<Q", slot))
+
+    def tag(self, key: bytes) -> bytes:
+        return hashlib.blake2b(key, digest_size=16, key=derive(self.secret, self.store, "tag")).digest()
+
+    def clock(self) -> int:
+        slot = self.slots[f"clock.{self.inc}"][0]
+        assert len(slot) == 64
+        assert not any(slot[36:])
+        return int.from_bytes(self.open(slot[:36], b"clock"), "little")
+
+    def intent(self) -> tuple[int, int, int, bytes, tuple[int, ...], tuple[int, ...]]:
+        plain = self.open(self.state[b"i" + self.inc_key], b"intent")
+        sequence, m, note = struct.unpack_from("<QII", plain)
+        assert len(plain) == 16 + 9 * m
+        addresses, draws = struct.unpack_from(f"<{m}I", plain, 16 + m), struct.unpack_from(f"<{m}I", plain, 16 + 5 * m)
+        return sequence, m, note, plain[16 : 16 + m], addresses, draws
+
+    def ring(self, initial: bytes, record: int) -> tuple[bytearray, list[tuple[int, bytes, bytes]]]:
+        """The arrays, and (sequence, record, note) in order. initial: the arrays of a new store."""
+        around = 20 + 28
+        if record <= 1200:
+            length = 2008 - around - record
+        else:
+            length = 4096 * -(-(record + around + 16 + 1500) // 4096) - 16 - around - record
+        arrays, found = bytearray(initial), {}
+        n, cursor = -(-len(initial) // length), self.meta["cursor"]
+        turns = {i: 0 if cursor <= i else cursor - (cursor - 1 - i) % n for i in range(n)}
+        for i, turn in sorted(turns.items(), key=lambda item: item[1]):
+            key = b"p" + self.inc_key + struct.pack(">QQ", self.meta["layout"], i)
+            if self.meta["sparse"] and turn == 0:
+                assert key not in self.state
+                continue
+            plain = self.open(self.state[key], b"entry%d/%d/%d" % (self.meta["layout"], i, turn))
+            sequence, piece, size, note = struct.unpack_from("<QIII", plain)
+            assert len(plain) == 20 + piece + size + note
+            assert piece == min(length, len(initial) - i * length)
+            arrays[i * length : i * length + piece] = plain[20 : 20 + piece]
+            if sequence:
+                found[sequence] = plain[20 + piece : 20 + piece + size], plain[20 + piece + size :]
+            else:
+                assert (size, note) == (0, 0)
+        return arrays, [(sequence, *found[sequence]) for sequence in sorted(found)]
+
+
+def apply_note(tags: dict[int, bytes], note: bytes) -> None:
+    for record, tag in struct.iter_unpack("<I16s", note):
+        if record != EMPTY:
+            tags[record] = tag
+
+
+def unpack(record: bytes) -> tuple[bytes, bytes]:
+    used, key, value = struct.unpack_from("<BHI", record)
+    assert used == 1
+    assert not any(record[7 + key + value :])
+    return record[7 : 7 + key], record[7 + key : 7 + key + value]
+
+
+@dataclass
+class Tree:
+    """Every block of a Path store, and what the client knows."""
+
+    blocks: dict[int, bytes]
+    tags: dict[int, bytes]
+    in_pool: set[int]
+    pages: int
+    records: int
+
+
+def read_path(reader: Reader) -> Tree:
+    h = reader.header
+    Z, L, T, B, N, k = h["Z"], h["L"], h["T"], h["block_size"], h["blocks"], h["blocks_per_value"]
+    high, growth, records = h["h"], reader.meta["growth"], N // k
+    buckets = (1 << high) - 1
+    h0 = (L + 1) % high if T == 0 and (L + 1) % high else high
+    roots = [T]
+    while roots[-1] + (high if len(roots) > 1 else h0) <= L:
+        roots.append(roots[-1] + (high if len(roots) > 1 else h0))
+    offsets = [sum(1 << root for root in roots[:j]) for j in range(len(roots) + 1)]
+    plain = (8 << high) + buckets * Z * (8 + B)
+    assert reader.regions[f"slots.{reader.inc}"] == (offsets[-1], plain + 16)
+
+    stream = (
+        Cipher(AES(derive(reader.secret, reader.where, "positions")), CTR(bytes(16))).encryptor().update(bytes(4 * N))
+    )
+    first = struct.pack(f"<{N}I", *(p % (1 << L) for p in struct.unpack(f"<{N}I", stream)))
+    tags_size = 16 * records if h["keyed"] else 0
+    empty = bytes(tags_size) + first + bytes(8 << T) + b"\xff" * (4 * growth) + bytes(B * growth)
+    usual = 16 + k * (13 + B + len(roots) * (8 + 4 * buckets * Z)) + (20 if h["keyed"] else 0)
+    arrays, log = reader.ring(empty, usual)
+
+    at = tags_size
+    tags = {i: bytes(arrays[16 * i : 16 * i + 16]) for i in range(tags_size // 16)}
+    position = list(struct.unpack_from(f"<{N}I", arrays, at))
+    refs = list(struct.unpack_from(f"<{1 << T}Q", arrays, at := at + 4 * N))
+    pool_addr = list(struct.unpack_from(f"<{growth}I", arrays, at := at + (8 << T)))
+    pool = [bytes(arrays[at + 4 * growth + B * q :][:B]) for q in range(growth)]
+
+    for _, record, note in log:
+        m, pages, reference = struct.unpack_from("<IIQ", record)
+        form = struct.Struct(f"<IIQ{m}B{m}I{m}I{m}I{m * B}s{pages}q{pages * buckets * Z}I")
+        values = list(form.unpack(record))[3:]
+        where, addresses, draws, slots_of = (values[i * m : i * m + m] for i in range(4))
+        after, slots, placed = values[4 * m], values[4 * m + 1 : 4 * m + 1 + pages], values[4 * m + 1 + pages :]
+        assert slots == sorted(slots)
+        gone = {a for a in placed if a != EMPTY}
+        for r in range(m):
+            if where[r]:
+                position[addresses[r]] = draws[r] % (1 << L)
+                gone.add(addresses[r])
+        pool_addr = [EMPTY if a in gone else a for a in pool_addr]
+        for r in range(m):
+            if where[r] == 3:
+                pool_addr[slots_of[r]], pool[slots_of[r]] = addresses[r], after[r * B : r * B + B]
+        for i, slot in enumerate(s for s in slots if s < 1 << T):
+            refs[slot] = reference + i
+        apply_note(tags, note)
+
+    blocks: dict[int, bytes] = {}
+    opened = 0
+    layer = dict(enumerate(refs))
+    for j, root in enumerate(roots):
+        height, below = (high if j else h0), {}
+        for prefix, reference in layer.items():
+            if not reference:
+                continue
+            page = reader.page(offsets[j] + prefix, reference)
+            opened += 1
+            assert len(page) == plain
+            children = struct.unpack_from(f"<{1 << high}Q", page)
+            assert not any(children[1 << height :])
+            meta = struct.unpack_from(f"<{2 * buckets * Z}I", page, 8 << high)
+            for z in range(buckets * Z):
+                address, leaf = meta[2 * z : 2 * z + 2]
+                block = page[(8 << high) + 8 * buckets * Z + z * B :][:B]
+                if address == EMPTY:
+                    assert not any(block)
+                    continue
+                depth = (z // Z + 1).bit_length() - 1
+                bucket = (prefix << depth) + z // Z + 1 - (1 << depth)
+                assert depth < height
+                assert leaf >> (L - root - depth) == bucket, "a block lies on the path of its leaf"
+                assert leaf == position[address]
+                assert address not in blocks
+                blocks[address] = block
+            for turn, child in enumerate(children[: 1 << height]):
+                below[(prefix << height) + turn] = child
+        layer = below
+    in_pool = set()
+    for q, address in enumerate(pool_addr):
+        if address != EMPTY:
+            assert address not in blocks
+            blocks[address] = pool[q]
+            in_pool.add(address)
+    return Tree(blocks, tags, in_pool, opened, len(log))
+
+
+def content(tree: Tree, reader: Reader) -> dict[bytes, bytes]:
+    k, found = reader.header["blocks_per_value"], {}
+    for record, tag in tree.tags.items():
+        if any(tag):
+            key, value = unpack(b"".join(tree.blocks[record * k + i] for i in range(k)))
+            assert tag == reader.tag(key)
+            found[key] = value
+    return found
+
+
+KEY = bytes(range(32))
+WORLDS = {
+    "all at the server": {"tree_top": 0},
+    "one page a bucket": {"tree_top": 0, "scheme": oram.PathParams(page_levels=1)},
+    "short first layer": {"tree_top": 0, "scheme": oram.PathParams(page_levels=4)},
+    "tree-top": {"tree_top": 3000},
+    "records of blocks": {"tree_top": 0, "blocks_per_value": 3, "capacity": 40},
+    "large blocks": {"tree_top": 0, "block_size": 1500, "capacity": 40},
+    "small and in memory": {"capacity": 20},
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_path_store(world: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "capacity": 150,
+        "block_size": 96,
+        "scheme": "path",
+        "key": KEY,
+        "durability": "process",
+        **WORLDS[world],
+    }
+    place, model = f"lmdb:{tmp_path / 'store'}", {}
+    with oram.create(place, **given) as store:
+        for i in range(60):
+            key = b"k%d" % (i % 17)
+            store[key] = model[key] = b"value %d" % i
+    with oram.open(place, key=KEY, durability="process") as store:
+        store.put_many({b"x%d" % i: b"y" * i for i in range(3)})
+        model |= {b"x%d" % i: b"y" * i for i in range(3)}
+        del store[b"k3"], model[b"k3"]
+        assert store.get(b"nobody") is None
+    reader = Reader(*dump(tmp_path / "store"), KEY)
+    tree = read_path(reader)
+    assert content(tree, reader) == model
+    assert tree.pages > 1
+    assert tree.records >= 1
+    assert reader.meta["sequence"] == reader.clock() == 63
+    assert set(reader.salts) == {1, 2}
+    assert reader.header["scheme"] == "path"
+    sequence, m, note, ops, _, _ = reader.intent()
+    assert (sequence, m, note) == (63, given.get("blocks_per_value", 1), 20)
+    assert ops == bytes([3]) * m, "a miss is a dummy"
+
+
+def test_the_tree_top_is_in_the_pool(tmp_path: Path) -> None:
+    with oram.create(
+        f"lmdb:{tmp_path / 's'}", key=KEY, capacity=150, block_size=96, scheme="path", tree_top=3000
+    ) as store:
+        for i in range(150):
+            store[b"%d" % i] = b"v"
+    reader = Reader(*dump(tmp_path / "s"), KEY)
+    assert reader.header["T"] > 0
+    tree = read_path(reader)
+    assert tree.in_pool
+    assert len(content(tree, reader)) == 150
+
+
+def test_a_bulk_load_and_a_passphrase(tmp_path: Path) -> None:
+    items = {b"k%d" % i: b"v%d" % i for i in range(100)}
+    with oram.create(
+        f"lmdb:{tmp_path / 's'}",
+        passphrase="ä passphrase",
+        capacity=120,
+        block_size=64,
+        scheme="path",
+        tree_top=0,
+        items=items,
+    ) as store:
+        store.load({b"more": b"1"})
+        store.rekey(passphrase="another")
+    reader = Reader(*dump(tmp_path / "s"), "another")
+    assert reader.inc == 3
+    assert set(reader.regions) == {"header", "clock.3", "slots.3"}
+    assert content(read_path(reader), reader) == items | {b"more": b"1"}
+    assert (reader.meta["layout"], reader.meta["cursor"], reader.meta["sparse"]) == (1, 0, False)
+
+
+def test_a_backup_is_marked(tmp_path: Path) -> None:
+    with oram.create(f"lmdb:{tmp_path / 's'}", key=KEY, capacity=20, block_size=64, scheme="path", tree_top=0) as store:
+        store[b"a"] = b"1"
+        store.backup(tmp_path / "b")
+    reader = Reader(*dump(tmp_path / "b"), KEY)
+    assert reader.meta["backup"]
+    assert content(read_path(reader), reader) == {b"a": b"1"}
+
+
+def test_a_linear_store(tmp_path: Path) -> None:
+    with oram.create(f"lmdb:{tmp_path / 's'}", key=KEY, capacity=100, block_size=64, scheme="linear") as store:
+        for i in range(30):
+            store[b"%d" % i] = b"v%d" % i
+        del store[b"3"]
+    reader = Reader(*dump(tmp_path / "s"), KEY)
+    g = 4096 // 64
+    assert reader.regions["slots.1"] == (-(-100 // g), g * 64 + 16)
+    arrays, log = reader.ring(bytes(16 * 100 + 8), 12 + 5 + 64 + 20)
+    tags = {i: bytes(arrays[16 * i : 16 * i + 16]) for i in range(100)}
+    base = 0
+    for _, record, note in log:
+        m, base = struct.unpack_from("<IQ", record)
+        assert len(record) == 12 + m * (5 + 64)
+        apply_note(tags, note)
+    plain = b"".join(reader.page(i, base + i) for i in range(-(-100 // g)))
+    live = {record: unpack(plain[64 * record : 64 * record + 64]) for record, tag in tags.items() if any(tag)}
+    assert all(tags[record] == reader.tag(key) for record, (key, _) in live.items())
+    assert dict(live.values()) == {b"%d" % i: b"v%d" % i for i in range(30) if i != 3}
+
+
+def test_client_state_apart_over_a_backend_that_is_not_atomic(tmp_path: Path) -> None:
+    class Torn(oram.backends.MemoryBackend):
+        capabilities = oram.backends.Capability.NONE
+
+        def state_file(self) -> Any:
+            return None
+
+    backend = Torn()
+    with oram.create(
+        backend,
+        state=tmp_path / "client",
+        key=KEY,
+        capacity=50,
+        block_size=64,
+        scheme="path",
+        tree_top=0,
+        durability="process",
+    ) as store:
+        for i in range(20):
+            store[b"%d" % i] = b"v"
+    state, regions, _ = dump(tmp_path / "client")
+    assert regions == {}
+    slots: dict[str, dict[int, bytes]] = {}
+    for name, shape in backend.regions().items():
+        memory = backend.buffer(name)
+        slots[name] = {i: memory.data[i].tobytes() for i in range(shape.slots) if memory.present[i]}
+    reader = Reader(state, {n: (s.slots, s.slot_size) for n, s in backend.regions().items()}, slots, KEY)
+    assert content(read_path(reader), reader) == {b"%d" % i: b"v" for i in range(20)}
+    plain, at, written = reader.open(state[b"w" + reader.inc_key], b"write-back"), 0, {}
+    while at < len(plain):
+        name, n, size = struct.unpack_from("<HQQ", plain, at)
+        region = plain[at + 18 : at + 18 + name].decode()
+        at += 18 + name
+        indices = struct.unpack_from(f"<{n}q", plain, at)
+        for i, index in enumerate(indices):
+            written[region, index] = plain[at + 8 * n + i * size :][:size]
+        at += n * (8 + size)
+    assert {region for region, _ in written} == {"slots.1", "clock.1"}
+    assert all(slots[region][index] == data for (region, index), data in written.items())
