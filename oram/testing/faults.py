@@ -32,6 +32,7 @@ from oram.backends import (
 )
 from oram.backends.memory import MemoryStateFile
 from oram.errors import OramError, StoreLockedError
+from oram.trace import TraceBackend
 from oram.types import I64
 
 __all__ = ["Crash", "FaultBackend", "FaultStateFile", "Faults", "Storage"]
@@ -41,8 +42,8 @@ T = TypeVar("T")
 #: Region, slots, and what was in them, oldest first.
 Unsynced: TypeAlias = list[tuple[str, I64, Slots]]
 
-#: What a commit of the state file is about, by the first letter of its keys; the first that is there names the step.
-_COMMITS = ((b"header", "install"), (b"j", "commit"), (b"i", "intent"), (b"p", "checkpoint"), (b"g", "generation"))
+#: What a commit of the state file is about, by the start of its keys; the first that is there names the step.
+_COMMITS = ((b"header", "install"), (b"i", "intent"), (b"p", "commit"), (b"g", "generation"))
 
 
 class Crash(BaseException):
@@ -144,16 +145,24 @@ class FaultBackend(Backend):
 
     def _lose(self) -> None:
         for region, indices, old in reversed(self._undo or []):
-            assert isinstance(self.inner, BufferBackend)
-            if region in self.inner.regions():
-                now = self.inner.buffer(region)
+            memory = self._memory()
+            if region in memory.regions():
+                now = memory.buffer(region)
                 now.data[indices], now.present[indices] = old.data, old.present
         self.synced()
+
+    def _memory(self) -> BufferBackend:
+        """The slots themselves, beneath any trace, which must not see what only the simulation does."""
+        below = self.inner
+        while isinstance(below, TraceBackend):
+            below = below.inner
+        assert isinstance(below, BufferBackend)
+        return below
 
     def remember(self, writes: Sequence[SlotWrite]) -> None:
         """Note what these writes are about to replace."""
         if self._undo is not None:
-            self._undo += [(w.region, w.indices.copy(), self.inner.read(w.region, w.indices)) for w in writes]
+            self._undo += [(w.region, w.indices.copy(), self._memory().read(w.region, w.indices)) for w in writes]
 
     def allocate(self, region: str, shape: RegionShape) -> None:
         if region in self.inner.regions():
@@ -244,6 +253,8 @@ class FaultStateFile(StateFile):
 
         keys = [bytes(key) for key, _ in puts]
         name = next((name for start, name in _COMMITS if any(key.startswith(start) for key in keys)), "mark")
+        if name == "commit" and deletes:
+            name = "checkpoint"
         self._backend.faults.step(name, work, changes=True)
 
     def sync(self) -> None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from .lives import PLACES, SCHEMES, Base, Content, blocks, content, keyed, open_store
 
 from oram.engine import Engine
 from oram.params import PathGeometry
 from oram.store import ObliviousStore
 from oram.testing.faults import Crash, Storage, crash
+
+from .lives import PLACES, SCHEMES, Base, Content, blocks, content, keyed, open_store
 
 PAIRS = [
     *[("joint", scheme) for scheme in SCHEMES],
@@ -103,7 +104,7 @@ def reopened(storage: Storage) -> Content:
 def crash_everywhere(base: Base, operation: Operation) -> None:
     before, after = dict(base.content), copy.deepcopy(base.content)
     operation.change(after)
-    outcomes = []
+    outcomes: list[bool] = []
     alive = False
     while not alive:
         crashed = base.storage.copy()
