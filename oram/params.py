@@ -227,4 +227,4 @@ class LinearGeometry:
 
 def linear_is_cheaper(capacity: int, block_size: int) -> bool:
     """Whether Linear beats Path with default parameters, by measurement: see bench/linear.py."""
-    return capacity * (block_size + 8) <= 4096 or capacity <= 8
+    return capacity * (block_size + 8) <= 4096 or capacity <= 2

@@ -248,8 +248,10 @@ class NativeLinear:
     def __init__(self, geometry: LinearGeometry, base: U64, keys: Keys) -> None:
         assert isinstance(keys, NativeKeys)
         self._geometry, self._keys, self.base = geometry, keys, base
-        self._plain = np.zeros(geometry.slots * geometry.plain, np.uint8)
+        self._c_base = pointer("uint64_t[]", base)
+        self._c_plain = pointer("uint8_t[]", np.zeros(geometry.slots * geometry.plain, np.uint8))
         self._requests = NativeRequests(1, geometry.B)
+        self._pages: tuple[Slots, Any, Any] | None = None  # those of the last access, and their pointers
 
     def requests(self, m: int) -> Requests:
         """The kernel's own request buffers, for a batch of m."""
@@ -261,10 +263,12 @@ class NativeLinear:
     def access(self, requests: Requests, pages: Slots) -> None:
         """Open, serve and seal every page."""
         assert requests is self._requests
+        if self._pages is None or self._pages[0] is not pages:
+            self._pages = pages, pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present)
         g, r = self._geometry, self._requests
         self._keys.run(
-            lib.oram_linear_access, self._keys.struct, g.N, g.B, g.g, g.slots, pointer("uint64_t[]", self.base), r.m, r.c_ops, r.c_addresses,
-            pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present), r.c_data, r.c_out, pointer("uint8_t[]", self._plain),
+            lib.oram_linear_access, self._keys.struct, g.N, g.B, g.g, g.slots, self._c_base, r.m, r.c_ops, r.c_addresses,
+            self._pages[1], self._pages[2], r.c_data, r.c_out, self._c_plain,
         )  # fmt: skip
 
     def open_pages(self, pages: Slots) -> U8:
