@@ -1,0 +1,1 @@
+"""Oblivious arrays, each after its paper."""
