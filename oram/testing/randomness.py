@@ -1,0 +1,145 @@
+"""Randomness under the tester's control: every leaf that a store draws, pinned, counted, or chosen in advance.
+
+The engine consumes one 32-bit draw a request and nothing else; where the blocks of a new store are is a keystream. Both are replaced here,
+and only these: keys, salts and nonces stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from oram import engine as engine_module
+from oram.engine import Engine
+from oram.kernels.base import Op, Requests
+from oram.keys import Keyring
+from oram.testing.simulators import page_levels
+from oram.trace import Event
+
+__all__ = ["Coins", "Question", "Script", "count_draws", "leaves_of", "listen", "pinned", "script"]
+
+Question = tuple[int, int]  # what one request asks for: op and address
+WORD = 4  # bytes of a draw
+
+
+@dataclass(frozen=True)
+class Script:
+    """Randomness chosen in advance. positions: initial leaf by address; draws: 32-bit draws by number of the request."""
+
+    positions: Mapping[int, int]
+    draws: Mapping[int, int]
+
+
+@dataclass
+class Coins:
+    """A source of randomness with a seed. ``sizes``: bytes asked for at each call, which is once a batch."""
+
+    seed: int
+    script: Script = field(default_factory=lambda: Script({}, {}))
+    sizes: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._drawn = 0
+
+    def urandom(self, size: int) -> bytes:
+        """What the engine gets for ``os.urandom``."""
+        self.sizes.append(size)
+        words = np.frombuffer(self._random.randbytes(size // WORD * WORD), "<u4").copy()
+        for i in range(words.size):
+            words[i] = self.script.draws.get(self._drawn + i, words[i])
+        self._drawn += words.size
+        return words.tobytes() + self._random.randbytes(size % WORD)
+
+    def positions(self, size: int) -> bytes:
+        """What a new store gets for its positions; the same at every call, as recovery needs it."""
+        words = np.frombuffer(random.Random(f"positions {self.seed}").randbytes(size), "<u4").copy()
+        for address, leaf in self.script.positions.items():
+            words[address] = leaf
+        return words.tobytes()
+
+
+class _System:
+    """The module ``os`` as the engine sees it, but for ``urandom``."""
+
+    def __init__(self, coins: Coins) -> None:
+        self.urandom = coins.urandom
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+@contextmanager
+def pinned(coins: Coins) -> Iterator[Coins]:
+    """Stores made, opened and used inside take their leaves from ``coins``."""
+    with (
+        mock.patch.object(engine_module, "os", _System(coins)),
+        mock.patch.object(Keyring, "initial_positions", lambda _, size: coins.positions(size)),
+    ):
+        yield coins
+
+
+def listen(engine: Engine) -> list[list[Question]]:
+    """What each access of this engine asks for from now on, in order."""
+    asked: list[list[Question]] = []
+    inner = engine.access
+
+    def access(requests: Requests, note: bytes = b"") -> None:
+        m = requests.m
+        asked.append(list(zip(requests.ops[:m].tolist(), requests.addresses[:m].tolist(), strict=True)))
+        inner(requests, note)
+
+    engine.access = access  # type: ignore[method-assign]
+    return asked
+
+
+def count_draws(asked: Sequence[Sequence[Question]], sizes: Sequence[int]) -> bool:
+    """Whether each batch consumed one 32-bit draw a request, in one call, whatever was asked."""
+    return list(sizes) == [WORD * len(batch) for batch in asked]
+
+
+def script(asked: Iterable[Sequence[Question]], leaves: Sequence[int], levels: int, seed: int) -> Script:
+    """The randomness under which the requests ``asked`` look up exactly ``leaves``, one a request, in a tree of height ``levels``.
+
+    A leaf that is looked up was chosen earlier: by the draw of the last request to that address, or at creation. Each
+    draw is looked up at most once. So for *any* requests this is a bijection between randomness and leaves looked up (and those
+    that no one looks at any more), which proves that the leaves are uniform and independent of the requests.
+    """
+    words = random.Random(f"words {seed}")
+    positions: dict[int, int] = {}
+    draws: dict[int, int] = {}
+    chosen_by: dict[int, int] = {}
+    number = 0
+    for batch in asked:
+        seen: set[int] = set()
+        for op, address in batch:
+            word = leaves[number] | words.getrandbits(32) >> levels << levels & 0xFFFFFFFF
+            if op == Op.DUMMY or address in seen:
+                draws[number] = word
+            else:
+                seen.add(address)
+                if address in chosen_by:
+                    draws[chosen_by[address]] = word
+                else:
+                    positions[address] = word
+                chosen_by[address] = number
+            number += 1
+    return Script(positions, draws)
+
+
+def leaves_of(events: Iterable[Event], info: Mapping[str, Any], *, op: str = "read") -> list[tuple[int, ...]]:
+    """The leaves that each read (or write) of a Path tree shows: as far as pages tell, the first leaf below each lowest page."""
+    L, root = int(info["L"]), page_levels(info)[-1]
+    first = sum(1 << level for level in page_levels(info)[:-1])
+    return [
+        tuple((slot - first) << (L - root) for slot in event.indices if slot >= first)
+        for event in events
+        if event.op == op and event.region.startswith("slots.")
+    ]
