@@ -124,10 +124,8 @@ class Reader:
     def ring(self, initial: bytes, record: int) -> tuple[bytearray, list[tuple[int, bytes, bytes]]]:
         """The arrays, and (sequence, record, note) in order. initial: the arrays of a new store."""
         around = 20 + 28
-        if record <= 1200:
-            length = 2008 - around - record
-        else:
-            length = 4096 * -(-(record + around + 16 + 1500) // 4096) - 16 - around - record
+        pages = -(-(record + around + 16 + 1500) // 4096)
+        length = (2008 if record <= 1200 else 4096 * pages - 16) - around - record
         arrays, found = bytearray(initial), {}
         n, cursor = -(-len(initial) // length), self.meta["cursor"]
         turns = {i: 0 if cursor <= i else cursor - (cursor - 1 - i) % n for i in range(n)}
@@ -149,9 +147,7 @@ class Reader:
 
 
 def apply_note(tags: dict[int, bytes], note: bytes) -> None:
-    for record, tag in struct.iter_unpack("<I16s", note):
-        if record != EMPTY:
-            tags[record] = tag
+    tags |= {record: tag for record, tag in struct.iter_unpack("<I16s", note) if record != EMPTY}
 
 
 def unpack(record: bytes) -> tuple[bytes, bytes]:
