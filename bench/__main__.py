@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -22,19 +22,31 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write bench/results/DATE.json")
     options = parser.parse_args()
     console = Console(width=150)
-    where = machine() | {f"{cipher}, 4096 bytes, us": f"{seal_4096(cipher):.2f}" for cipher in ("aes-256-gcm", "aegis-256")}
+    where = machine() | {
+        f"{cipher}, 4096 bytes, us": f"{seal_4096(cipher):.2f}" for cipher in ("aes-256-gcm", "aegis-256")
+    }
     console.print(where)
-    table = Table("what", "measured", "reference", "unit", "ratio", "bar", "", title="measured beside its reference, in one run")
+    table = Table(
+        "what", "measured", "reference", "unit", "ratio", "bar", "", title="measured beside its reference, in one run"
+    )
     rows: list[Row] = []
     for name in options.names or BARS:
         for row in BARS[name](options.quick):
             rows.append(row)
             met = {True: "met", False: "[red]missed[/]", None: ""}[row.met]
             note = f"\n[dim]{row.note}[/]" if row.note else ""
-            table.add_row(row.name + note, f"{row.measured:,.2f}", f"{row.reference:,.2f}", row.unit, f"{row.ratio:.2f}", row.bar, met)
+            table.add_row(
+                row.name + note,
+                f"{row.measured:,.2f}",
+                f"{row.reference:,.2f}",
+                row.unit,
+                f"{row.ratio:.2f}",
+                row.bar,
+                met,
+            )
     console.print(table)
     if options.save:
-        path = Path(__file__).parent / "results" / f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}.json"
+        path = Path(__file__).parent / "results" / f"{dt.datetime.now(dt.UTC):%Y-%m-%d}.json"
         path.write_text(json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
         console.print(f"kept in {path}")
 

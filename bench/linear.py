@@ -27,11 +27,17 @@ def main() -> None:
             a, b = best(*works, rounds=5)
             disk = []
             for scheme in ("linear", "path"):
-                store = oram.create(f"lmdb:{place / f'{scheme}{B}-{N}'}", key=KEY, capacity=N, block_size=B, keyed=False, scheme=scheme)
+                store = oram.create(
+                    f"lmdb:{place / f'{scheme}{B}-{N}'}", key=KEY, capacity=N, block_size=B, keyed=False, scheme=scheme
+                )
                 disk.append(lambda store=store, N=N: store.blocks.write(random.randrange(N), b"x"))
             c, d = median(*disk, rounds=30)
             chosen = "linear" if linear_is_cheaper(N, B) else "path"
-            print(f"N={N:4} B={B:5}  memory: linear {a / 500 * 1e6:7.2f} path {b / 500 * 1e6:7.2f} us   LMDB: linear {c * 1e6:6.0f} path {d * 1e6:6.0f} us   default: {chosen}", flush=True)
+            memory = f"memory: linear {a / 500 * 1e6:7.2f} path {b / 500 * 1e6:7.2f} us"
+            print(
+                f"N={N:4} B={B:5}  {memory}   LMDB: linear {c * 1e6:6.0f} path {d * 1e6:6.0f} us   default: {chosen}",
+                flush=True,
+            )
     shutil.rmtree(place)
 
 

@@ -62,7 +62,10 @@ def seal_4096(cipher: str) -> float:
 
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
     return {
         "cpu": model,
         "cores": str(os.cpu_count()),

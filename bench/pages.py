@@ -24,14 +24,20 @@ def in_memory(N: int, B: int, cipher: str, tree_top: int) -> None:
     works, labels = [], []
     for h in (1, 2, 3, 4):
         params = PathParams(page_levels=h)
-        store = oram.create("memory:", key=KEY, capacity=N, block_size=B, keyed=False, scheme=params, cipher=cipher, tree_top=tree_top)
+        store = oram.create(
+            "memory:", key=KEY, capacity=N, block_size=B, keyed=False, scheme=params, cipher=cipher, tree_top=tree_top
+        )
         for first in range(0, N, 64):
             store.blocks.write_many(np.arange(first, first + 64), np.zeros((64, B), np.uint8))
         ids = [np.random.default_rng(i).integers(0, N, 64) for i in range(60)]
         works.append(lambda store=store, ids=ids: [store.blocks.read_many(i) for i in ids])
         labels.append(f"h={h}{'*' if h == picked else ''}")
     times = best(*works, rounds=5)
-    print(f"memory N={N} B={B} {cipher} tree_top={tree_top}:", *(f"{a} {t / 60 / 64 * 1e6:.2f} us" for a, t in zip(labels, times, strict=True)), flush=True)
+    print(
+        f"memory N={N} B={B} {cipher} tree_top={tree_top}:",
+        *(f"{a} {t / 60 / 64 * 1e6:.2f} us" for a, t in zip(labels, times, strict=True)),
+        flush=True,
+    )
 
 
 def on_disk(N: int, B: int) -> None:
@@ -39,15 +45,25 @@ def on_disk(N: int, B: int) -> None:
     place = Path(tempfile.mkdtemp())
     works, labels, many = [], [], []
     for h in (1, 2, 3, 4):
-        store = oram.create(f"lmdb:{place / str(h)}", key=KEY, capacity=N, block_size=B, keyed=False, scheme=PathParams(page_levels=h))
+        store = oram.create(
+            f"lmdb:{place / str(h)}", key=KEY, capacity=N, block_size=B, keyed=False, scheme=PathParams(page_levels=h)
+        )
         for first in range(0, N, 1024):
             store.blocks.write_many(np.arange(first, first + 1024), np.zeros((1024, B), np.uint8))
         works.append(lambda store=store: store.blocks.write(random.randrange(N), b"x"))
-        many.append(lambda store=store: store.blocks.write_many(np.random.default_rng().integers(0, N, 64), np.zeros((64, B), np.uint8)))
+        many.append(
+            lambda store=store: store.blocks.write_many(
+                np.random.default_rng().integers(0, N, 64), np.zeros((64, B), np.uint8)
+            )
+        )
         labels.append(f"h={h}{'*' if h == picked else ''}")
     for name, group, rounds in (("write", works, 60), ("write_many(64)", many, 20)):
         times = median(*group, rounds=rounds)
-        print(f"LMDB N={N} B={B} {name}:", *(f"{a} {t * 1e6:.0f} us" for a, t in zip(labels, times, strict=True)), flush=True)
+        print(
+            f"LMDB N={N} B={B} {name}:",
+            *(f"{a} {t * 1e6:.0f} us" for a, t in zip(labels, times, strict=True)),
+            flush=True,
+        )
     shutil.rmtree(place)
 
 

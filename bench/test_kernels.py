@@ -19,7 +19,9 @@ def store(kernels: str, monkeypatch: pytest.MonkeyPatch, **parameters: object) -
 @pytest.mark.parametrize("cipher", CIPHERS)
 @pytest.mark.parametrize("kernels", ["native", "reference"])
 @pytest.mark.parametrize("block_size", [64, 1024, 4096])
-def test_block_read(benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, kernels: str, cipher: str, block_size: int) -> None:
+def test_block_read(
+    benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch, kernels: str, cipher: str, block_size: int
+) -> None:
     with store(kernels, monkeypatch, block_size=block_size, keyed=False, cipher=cipher, tree_top=0) as s:
         s.blocks.write(7, b"x")
         benchmark(s.blocks.read, 7)

@@ -12,7 +12,7 @@ from oram import kernels
 from oram.backends import SlotWrite
 from oram.directory import Directory
 from oram.engine import CLOCK, Durability, Engine
-from oram.errors import BackupError, IntegrityError, UncleanShutdownError
+from oram.errors import BackupError, IntegrityError, ParameterError, UncleanShutdownError
 from oram.journal import HEADER, Journal, Meta, entries_of
 from oram.keys import Credential, Header, Keyring
 from oram.params import LinearGeometry, LinearParams, PathGeometry, PathParams, SchemeParams, SlotCost
@@ -92,6 +92,15 @@ def assemble(
     site: Site, header: Header, incarnation: int, keyring: Keyring, journal: Journal, durability: Durability
 ) -> Engine:
     """An engine over the arrays of an empty store: what creation fills and recovery overwrites."""
+    try:
+        return _assemble(site, header, incarnation, keyring, journal, durability)
+    except MemoryError:
+        raise ParameterError("the client state of a store of this capacity does not fit in memory") from None
+
+
+def _assemble(
+    site: Site, header: Header, incarnation: int, keyring: Keyring, journal: Journal, durability: Durability
+) -> Engine:
     shape = Shape.of(header.public)
     kernel = kernels.active()
     keys = kernel.keys(shape.cipher, keyring.page_key)

@@ -137,7 +137,7 @@ def open(
     StaleStateError). Cost: one small read; after a crash also one access. Leaks: that the store was opened; after a crash, a function of the journal.
     """
     credential = Credential.of(key, passphrase)
-    level = _durability(durability, [])
+    level = _durability(durability)
     site = Site(where, state, sync=level is not Durability.PROCESS, create=False)
     try:
         level = _default(level, site)
@@ -173,7 +173,7 @@ def restore(
     written. Leaks: nothing beyond that. Client memory: all live blocks.
     """
     credential = Credential.of(key, passphrase)
-    level = _durability(durability, [])
+    level = _durability(durability)
     old = Site(source, None, sync=True, create=False)
     try:
         engine, header = reopen(old, credential, Durability.SYNC, from_backup=True)
@@ -198,14 +198,11 @@ def restore(
         raise
 
 
-def _durability(durability: str | None, problems: list[str]) -> Durability | None:
-    if durability is None:
-        return None
+def _durability(durability: str | None) -> Durability | None:
     try:
-        return Durability(durability)
+        return None if durability is None else Durability(durability)
     except ValueError:
-        problems.append('durability must be "sync", "process" or "none"')
-        raise ParameterError("; ".join(problems)) from None
+        raise ParameterError('durability must be "sync", "process" or "none"') from None
 
 
 def _default(level: Durability | None, site: Site) -> Durability:
@@ -226,7 +223,7 @@ def _check(
     problems = check_shape(capacity, block_size)
     level = None
     try:
-        level = _durability(durability, [])
+        level = _durability(durability)
     except ParameterError as error:
         problems.append(str(error))
     if isinstance(per_value, bool) or not isinstance(per_value, int) or not 1 <= per_value <= 1024:
@@ -681,7 +678,8 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         """
         with self._lock:
             self._directory()
-            self._renew(None, items, keep=True, progress=progress)
+            checked = [record.check(key, value, self._record_size) for key, value in _pairs(items)]
+            self._renew(None, checked, keep=True, progress=progress)
 
     def rekey(self, *, key: bytes | None = None, passphrase: str | None = None) -> None:
         """Change the key or passphrase, the store's secret and all positions: everything is read and written anew.
