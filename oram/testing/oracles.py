@@ -12,9 +12,10 @@ only for a path; U may hold buckets on no path (a page is a whole subtree). Why:
 the real access has in hand are the blocks whose infinity-place is in U, and those which overflowed from a subtree hanging below U; the latter can go no
 deeper than the bucket in U from which that subtree hangs, *whichever* of the subtree's blocks they are. So each bucket v of U is offered exactly
 load(v) plus the overflow of its two children, in U or not, and the greedy takes Z of them. By induction every count agrees, although the two need not
-agree on which blocks overflow; so the order in which eviction prefers blocks does not matter either. A block that was
-asked for never lies in a subtree below U, because its whole path is in U; that is where batches
-need care, and why a duplicate may not look up the path that the first request chose. With a tree top the levels above T have no buckets: each subtree at level T is a tree of its own, and a block remapped into a subtree
+agree on which blocks overflow; so the order in which eviction prefers blocks does not matter either. A block that was asked for never
+lies in a subtree below U, because its whole path is in U; that is what a batch has to guarantee, also where it serves one address twice.
+
+With a tree top the levels above T have no buckets: each subtree at level T is a tree of its own, and a block remapped into a subtree
 that is not in U waits above it until that subtree is next accessed. So the pool's chain of a subtree s has overflow(s) plus the blocks waiting for s.
 """
 
