@@ -192,7 +192,7 @@ class Engine:
 
     def _renew(self) -> None:
         """A generation also ends before its key has sealed too much."""
-        if self._keys.counter >= self._limit:
+        if self._keys.counter >= self._limit or self.journal.keyring.blocks >= GENERATION_BLOCKS:
             self.start()
 
     # --- recovery

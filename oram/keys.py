@@ -152,6 +152,7 @@ class Keyring:
         self._state: dict[int, AESGCM] = {}
         self.current = 0
         self._counter = 0
+        self.blocks = 0  # AES blocks of client state sealed under the current generation
 
     def new_generation(self) -> tuple[int, bytes]:
         """Draw the next generation. Its salt has to be durable before anything is sealed under it."""
@@ -163,7 +164,7 @@ class Keyring:
     def start(self, generation: int, salt: bytes) -> None:
         """Seal client state under this generation from now on."""
         self.salts[generation] = salt
-        self.current, self._counter = generation, 0
+        self.current, self._counter, self.blocks = generation, 0, 0
 
     def _salt(self, generation: int) -> bytes:
         if generation not in self.salts:
@@ -192,6 +193,7 @@ class Keyring:
         """Seal client state; ``what`` says which piece it is and is bound to it."""
         prefix = _PREFIX.pack(self.current, self._counter)
         self._counter += 1
+        self.blocks += len(data) // 16 + 4
         return prefix + self._aead(self.current).encrypt(prefix[4:] + bytes(4), data, what)
 
     def open(self, what: bytes, blob: bytes) -> bytes:

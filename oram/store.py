@@ -214,7 +214,7 @@ def _default(level: Durability | None, site: Site) -> Durability:
 def _check(
     capacity: int,
     block_size: int,
-    scheme: str | SchemeParams | None,
+    scheme: object,
     per_value: int,
     keyed: bool,
     cipher: str,
@@ -248,7 +248,7 @@ def _check(
     refuse(problems)
     if scheme is None:
         scheme = LinearParams() if linear_is_cheaper(capacity * per_value, block_size) else PathParams()
-    assert not isinstance(scheme, str)
+    assert isinstance(scheme, PathParams | LinearParams)
     return scheme, level
 
 
