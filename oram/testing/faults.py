@@ -137,10 +137,8 @@ class FaultBackend(Backend):
         self.capabilities = inner.capabilities & ~gone  # type: ignore[misc]
         self._atomic, self._reverse = atomic, reverse
         self._undo = unsynced
-        self._file: FaultStateFile | None = None
         below = state if state is not None else inner.state_file()
-        if below is not None:
-            self._file = FaultStateFile(self, below, lossy=unsynced is not None)
+        self._file = None if below is None else FaultStateFile(self, below)
         faults.on_crash(self._lose)
 
     def _lose(self) -> None:
@@ -216,20 +214,11 @@ class FaultBackend(Backend):
 
 
 class FaultStateFile(StateFile):
-    """The state file of a ``FaultBackend``."""
+    """The state file of a ``FaultBackend``. A commit is durable on return, with the slots that it writes."""
 
-    def __init__(self, backend: FaultBackend, inner: StateFile, *, lossy: bool) -> None:
+    def __init__(self, backend: FaultBackend, inner: StateFile) -> None:
         self.inner, self._backend = inner, backend
         self.shared = backend if inner.shared is backend.inner else None
-        self._undo: list[tuple[bytes, bytes | None]] | None = [] if lossy else None
-        backend.faults.on_crash(self._lose)
-
-    #: Whether a commit is durable on return. The engine asks for that at "sync"; at "process" a lossy file forgets until ``sync``.
-    durable = True
-
-    def _lose(self) -> None:
-        for key, old in reversed(self._undo or []):
-            self.inner.commit([] if old is None else [(key, old)], [key])
 
     def get(self, key: bytes) -> bytes | None:
         return self.inner.get(key)
@@ -244,32 +233,24 @@ class FaultStateFile(StateFile):
         *,
         writes: Sequence[SlotWrite] = (),
     ) -> None:
-        def work() -> None:
-            if not self.durable:
-                if self._undo is not None:
-                    self._undo += [(key, self.inner.get(key)) for key in (*deletes, *(key for key, _ in puts))]
-                self._backend.remember(writes)
-            self.inner.commit(puts, deletes, writes=writes)
-
         keys = [bytes(key) for key, _ in puts]
         name = next((name for start, name in _COMMITS if any(key.startswith(start) for key in keys)), "mark")
         if name == "commit" and deletes:
             name = "checkpoint"
-        self._backend.faults.step(name, work, changes=True)
+        self._backend.faults.step(name, lambda: self.inner.commit(puts, deletes, writes=writes), changes=True)
 
     def sync(self) -> None:
         self._backend.faults.step("sync", self.inner.sync, changes=False)
-        if self._undo is not None:
-            self._undo.clear()
 
     def close(self) -> None:
         """Only this wrapper's life ends."""
 
 
 class Storage:
-    """What survives a crash, in memory: slots, and client state with them or apart; with a new connection for each life.
+    """What survives a crash: slots, and client state with them or apart; with a new connection for each life.
 
-    apart: the client state has a file of its own, so that commit and write are two steps. The others are those of ``FaultBackend``.
+    apart: the client state has a file of its own, so that commit and write are two steps. lossy: a crash loses what the backend was not told
+    to sync. slots: where they are, by default in memory. The others are those of ``FaultBackend``.
     """
 
     def __init__(
@@ -279,20 +260,21 @@ class Storage:
         atomic: bool = True,
         reverse: bool = False,
         lossy: bool = False,
-        durable: bool = True,
+        slots: Backend | None = None,
     ) -> None:
-        self.slots = MemoryBackend()
-        self.state: StateFile = MemoryStateFile() if apart else self.slots.state_file()
+        self.slots = MemoryBackend() if slots is None else slots
+        state = MemoryStateFile() if apart else self.slots.state_file()
+        assert state is not None
+        self.state: StateFile = state
         self._apart, self._atomic, self._reverse = apart, atomic, reverse
         self._unsynced: Unsynced | None = [] if lossy else None
-        self._durable = durable
         self.faults = Faults()
 
     def connect(self, over: Callable[[Backend], Backend] = lambda inner: inner) -> FaultBackend:
         """A new life: what was before it is gone, its lock included. over: what to put between the faults and the slots, say a trace."""
         self.slots.release()
         self.faults = Faults()
-        backend = FaultBackend(
+        return FaultBackend(
             over(self.slots),
             self.faults,
             state=self.state if self._apart else None,
@@ -300,10 +282,6 @@ class Storage:
             reverse=self._reverse,
             unsynced=self._unsynced,
         )
-        file = backend.state_file()
-        assert file is not None
-        file.durable = self._durable
-        return backend
 
     def copy(self) -> Storage:
         """The same content, elsewhere."""
@@ -312,8 +290,8 @@ class Storage:
             atomic=self._atomic,
             reverse=self._reverse,
             lossy=self._unsynced is not None,
-            durable=self._durable,
         )
+        assert isinstance(self.slots, BufferBackend)
         if self._unsynced is not None:
             other._unsynced = list(self._unsynced)
         for region, shape in self.slots.regions().items():

@@ -17,7 +17,7 @@ from oram.store import ObliviousStore
 from oram.testing.faults import FaultBackend, Storage
 from oram.testing.model import check, walk
 
-PLACES: dict[str, dict[str, bool]] = {
+PLACES: dict[str, dict[str, Any]] = {
     "joint": {},
     "apart": {"apart": True},
     "unsynced": {"apart": True, "lossy": True},

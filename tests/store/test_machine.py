@@ -1,0 +1,55 @@
+"""The whole store against a dict, by a stateful machine, over schemes, places, ciphers, kernels and durabilities."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from oram.params import LinearParams, PathParams
+from oram.testing.machine import Config, machine
+
+APART = {"apart": True}
+UNSYNCED = {"apart": True, "lossy": True}
+TORN = {"apart": True, "atomic": False}
+WORST = {"apart": True, "atomic": False, "reverse": True, "lossy": True}
+
+CONFIGS: dict[str, Config] = {
+    "path": Config(),
+    "path, reference": Config(kernels="reference", capacity=3),
+    "path, small pages": Config(PathParams(page_levels=1), place=APART),
+    "path, all cached": Config(PathParams(page_levels=1), tree_top=1 << 20, block_size=300),
+    "path, partly cached": Config(PathParams(page_levels=1), tree_top=500, place=WORST),
+    "path, large stash": Config(PathParams(Z=1), place=UNSYNCED),
+    "path, large stash, torn": Config(PathParams(Z=1), tree_top=100, place=TORN),
+    "path, records of blocks": Config(PathParams(page_levels=2), blocks_per_value=3, block_size=11, place=APART),
+    "path, reference, torn": Config(PathParams(Z=2), kernels="reference", place=TORN, capacity=3),
+    "path, aegis": Config(cipher="aegis-256"),
+    "path, aegis, reference": Config(cipher="aegis-256", kernels="reference", place=WORST, capacity=3),
+    "path, process": Config(durability="process", place=APART),
+    "path, none": Config(durability="none"),
+    "path, none, apart": Config(PathParams(Z=1), durability="none", place=APART),
+    "path, LMDB": Config(place="lmdb", durability="process"),
+    "linear": Config(LinearParams()),
+    "linear, reference": Config(LinearParams(), kernels="reference", place=APART),
+    "linear, records of blocks": Config(LinearParams(), blocks_per_value=2, place=WORST),
+    "linear, none": Config(LinearParams(), durability="none"),
+    "linear, LMDB": Config(LinearParams(), place="lmdb", durability="process", cipher="aegis-256"),
+    "blocks": Config(keyed=False),
+    "blocks, large stash": Config(PathParams(Z=1), keyed=False, place=WORST),
+    "blocks, linear": Config(LinearParams(), keyed=False, place=APART),
+    "blocks, none": Config(PathParams(page_levels=1), tree_top=500, keyed=False, durability="none"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_store(name: str) -> None:
+    config = CONFIGS[name]
+    if config.cipher == "aegis-256" and importlib.util.find_spec("pyaegis") is None:
+        pytest.skip("pyaegis is not installed")
+    slow = config.kernels == "reference" or config.place == "lmdb"
+    options: dict[str, Any] = {"max_examples": 6 if slow else 12, "stateful_step_count": 25}
+    run_state_machine_as_test(machine(config), settings=settings(**options))
