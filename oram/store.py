@@ -847,7 +847,7 @@ class Blocks:
         return self._n
 
     def _address(self, address: int) -> int:
-        if not isinstance(address, _INTEGERS) or not 0 <= address < self._n:
+        if isinstance(address, bool) or not isinstance(address, _INTEGERS) or not 0 <= address < self._n:
             raise AddressError(f"block addresses are integers from 0 to {self._n - 1}")
         return int(address)
 
@@ -881,7 +881,10 @@ class Blocks:
             engine.access(requests)
 
     def _addresses(self, addresses: Sequence[int] | I64) -> I64:
-        array = np.asarray(addresses)
+        try:
+            array = np.asarray(addresses)
+        except ValueError:  # lists of different lengths
+            array = np.empty((0, 0))
         if array.ndim != 1 or (
             array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= self._n)
         ):
