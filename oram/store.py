@@ -818,7 +818,7 @@ class _Items(ItemsView[bytes, bytes]):
     def __contains__(self, item: object) -> bool:
         if not isinstance(item, tuple) or len(item) != 2:
             return False
-        return bool(self._mapping.get(item[0]) == item[1])
+        return bool(self._mapping.get(item[0], _REQUIRED) == item[1])  # a missing record equals nothing, not even None
 
 
 class _Values(ValuesView[bytes]):
