@@ -101,12 +101,12 @@ def create(
     Cost: instant; with items, every slot is written once. Leaks: all parameters above except key and items; not how many items.
     """
     credential = Credential.of(key, passphrase)
-    params, level = _check(capacity, block_size, scheme, blocks_per_value, keyed, cipher, durability)
+    params, level = _check(
+        capacity, block_size, scheme, blocks_per_value, keyed, cipher, durability, tree_top, items is not None
+    )
     durable = where.startswith("lmdb:") if isinstance(where, str) else Capability.DURABLE in where.capabilities
     cost = ON_DISK if durable else IN_MEMORY
     shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cost, cipher, keyed)
-    if items is not None and not keyed:
-        raise ParameterError("items need a keyed store")
     site = Site(where, state, sync=level is not Durability.PROCESS, create=True)
     try:
         level = _default(level, site)
@@ -219,8 +219,14 @@ def _check(
     keyed: bool,
     cipher: str,
     durability: str | None,
+    tree_top: int,
+    has_items: bool,
 ) -> tuple[SchemeParams, Durability | None]:
     problems = check_shape(capacity, block_size)
+    if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
+        problems.append("tree_top must be a number of bytes, 0 or more")
+    if has_items and not keyed:
+        problems.append("items need a keyed store")
     level = None
     try:
         level = _durability(durability)
