@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+#: What runs no kernels, or both by itself: once is enough.
+ONE_KERNEL = {"backends", "docs", "kernels", "test_trace.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in ONE_KERNEL:
+            item.add_marker(pytest.mark.one_kernel)
+
 
 # The machines open stores, which no deadline in milliseconds fits.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
