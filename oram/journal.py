@@ -53,9 +53,7 @@ class Meta:
     backup: bool = False
 
     def pack(self) -> bytes:
-        return _META.pack(
-            self.layout, self.cursor, self.sequence, self.growth, self.sparse, self.dirty, self.backup
-        )
+        return _META.pack(self.layout, self.cursor, self.sequence, self.growth, self.sparse, self.dirty, self.backup)
 
     @classmethod
     def unpack(cls, data: bytes) -> Meta:

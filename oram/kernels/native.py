@@ -365,10 +365,14 @@ def floor(cipher: str, region: U8) -> Callable[[U64], None]:
     desk = pointer("uint8_t[]", plain)
     for first in range(0, len(region), 4096):  # the first seal; nonces do not matter here
         slots = np.arange(first, min(first + 4096, len(region)), dtype=np.uint64)
-        keys.run(lib.oram_floor, keys.struct.cipher, context, 0, slots.size, pointer("uint64_t[]", slots), size, memory, desk)
+        keys.run(
+            lib.oram_floor, keys.struct.cipher, context, 0, slots.size, pointer("uint64_t[]", slots), size, memory, desk
+        )
 
     def run(slots: U64) -> None:
-        keys.run(lib.oram_floor, keys.struct.cipher, context, 1, slots.size, pointer("uint64_t[]", slots), size, memory, desk)
+        keys.run(
+            lib.oram_floor, keys.struct.cipher, context, 1, slots.size, pointer("uint64_t[]", slots), size, memory, desk
+        )
 
     return run
 
