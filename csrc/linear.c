@@ -6,13 +6,13 @@ int oram_linear_access(oram_keys *keys, uint64_t N, uint32_t B, uint32_t g, uint
                        const uint8_t *ops, const uint32_t *addrs, uint8_t *sealed, uint8_t *present, const uint8_t *data,
                        uint8_t *out, uint8_t *plain) {
     const size_t len = (size_t)g * B, slot = len + ORAM_TAG;
-    const uint32_t generation = (uint32_t)(*base >> 40);
+    const uint32_t generation = (uint32_t)(*base >> ORAM_COUNTER_BITS);
     int bad = 0;
     (void)N;
     if (*base != 0) {
         if (generation >= keys->count || keys->contexts[generation] == NULL) return (int)generation;
         for (uint32_t i = 0; i < pages; i++)
-            bad |= !present[i] || keys->cipher->open(keys->contexts[generation], (*base & 0xffffffffffULL) + i, i,
+            bad |= !present[i] || keys->cipher->open(keys->contexts[generation], (*base & (((uint64_t)1 << ORAM_COUNTER_BITS) - 1)) + i, i,
                                                      sealed + i * slot, len, plain + i * len) != ORAM_OK;
         if (bad) return ORAM_TAMPERED;
     } else {
@@ -34,7 +34,7 @@ int oram_linear_access(oram_keys *keys, uint64_t N, uint32_t B, uint32_t g, uint
         if (rc != ORAM_OK) return rc;
         present[i] = 1;
     }
-    *base = ((uint64_t)keys->current << 40) | keys->counter;
+    *base = ((uint64_t)keys->current << ORAM_COUNTER_BITS) | keys->counter;
     keys->counter += pages;
     return ORAM_OK;
 }

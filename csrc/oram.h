@@ -28,6 +28,7 @@
 #define ORAM_CIPHER_FAILED (-2)
 #define ORAM_POOL_FULL (-3)
 
+#define ORAM_COUNTER_BITS 32 /* a reference is generation << ORAM_COUNTER_BITS | counter; 0 = never written */
 #define ORAM_TAG 16 /* bytes of authentication tag behind each sealed page */
 
 /* A cipher: seal writes len + ORAM_TAG bytes, open reads them and returns 0 only if they are authentic.

@@ -3,9 +3,9 @@
 #include "bytes.h"
 #include "oram.h"
 
-#define REF(generation, counter) (((uint64_t)(generation) << 40) | (counter))
-#define REF_GENERATION(ref) ((uint32_t)((ref) >> 40))
-#define REF_COUNTER(ref) ((ref)&0xffffffffffULL)
+#define REF(generation, counter) (((uint64_t)(generation) << ORAM_COUNTER_BITS) | (counter))
+#define REF_GENERATION(ref) ((uint32_t)((ref) >> ORAM_COUNTER_BITS))
+#define REF_COUNTER(ref) ((ref) & (((uint64_t)1 << ORAM_COUNTER_BITS) - 1))
 
 static uint32_t buckets(const oram_path *p) { return (1u << p->h) - 1; }
 static uint32_t height(const oram_path *p, uint32_t layer) { return layer == 0 ? p->h0 : p->h; }

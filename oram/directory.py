@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from oram.kernels.base import EMPTY, KernelSet
-from oram.types import U8
+from oram.types import U8, U32
 
 _CHANGE = struct.Struct("<I16s")
 NO_TAG = bytes(16)
@@ -29,11 +29,14 @@ class Directory:
     def reload(self) -> None:
         """Rebuild index and free list from the tags."""
         self._index = self._kernels.index(self.tags)
-        self._free: list[int] = np.flatnonzero(~self.tags.any(axis=1))[::-1].tolist()
+        free = np.flatnonzero(~self.tags.any(axis=1))[::-1]
+        self._free: U32 = np.zeros(len(self.tags), np.uint32)  # a stack
+        self._free[: free.size] = free
+        self._n = free.size
 
     def __len__(self) -> int:
         """Records in use. Cost: no access."""
-        return len(self.tags) - len(self._free)
+        return len(self.tags) - self._n
 
     def find(self, tag: bytes) -> int:
         """The record of a tag, -1 where there is none. Cost: no access."""
@@ -41,7 +44,8 @@ class Directory:
 
     def free(self, n: int) -> list[int]:
         """Up to n free records, without taking them."""
-        return self._free[len(self._free) - n :][::-1] if n <= len(self._free) else self._free[::-1]
+        offered: list[int] = self._free[max(0, self._n - n) : self._n][::-1].tolist()
+        return offered
 
     def any(self) -> int:
         """Some record in use, -1 where there is none."""
@@ -50,13 +54,15 @@ class Directory:
 
     def insert(self, tag: bytes, record: int) -> None:
         """Take the free record that ``free`` offered first."""
-        assert self._free.pop() == record
+        self._n -= 1
+        assert self._free[self._n] == record
         self._index.insert(tag, record)
 
     def remove(self, record: int) -> None:
         """Give a record back."""
         self._index.remove(record)
-        self._free.append(record)
+        self._free[self._n] = record
+        self._n += 1
 
     @staticmethod
     def note(changes: Sequence[tuple[int, bytes] | None]) -> bytes:

@@ -1,4 +1,4 @@
-"""The protocol of an access, and recovery: DESIGN's four steps, once, for every scheme and backend.
+"""The protocol of an access, and recovery: the four steps, once, for every scheme and backend.
 
     1 intent   the batch's addresses and draws, which determine every slot it will read: durable before the first read
     2 read
@@ -28,14 +28,14 @@ from oram.errors import (
     StoreClosedError,
 )
 from oram.journal import ENTRY_OVERHEAD, Intent, Journal, Record
-from oram.kernels.base import Keys, Requests, TamperedError
+from oram.kernels.base import COUNTER_BITS, Keys, Requests, TamperedError
 from oram.schemes.base import Access, Outcome, Scheme
 from oram.state import Pieces, piece_size
 from oram.types import I64, U8
 
 CLOCK = RegionShape(1, 64)
 _FIRST = np.zeros(1, np.int64)
-GENERATION_BLOCKS = 1 << 38  # AES blocks under one key [research E.3: distinguishing advantage below 2^-50]
+GENERATION_BLOCKS = 1 << 38  # AES blocks under one key: advantage below 2^-50 by draft-irtf-cfrg-aead-limits
 
 
 class Durability(StrEnum):
@@ -72,7 +72,9 @@ class Engine:
             self._buffer = views.__getitem__
         largest = max(shape.slot_size for shape in scheme.regions().values())
         pages = max(shape.slots for shape in scheme.regions().values())
-        self._limit = min(GENERATION_BLOCKS // (largest // 16 + 4), 1 << 40) - min(pages, scheme.max_batch * 64)
+        self._limit = min(GENERATION_BLOCKS // (largest // 16 + 4), 1 << COUNTER_BITS) - min(
+            pages, scheme.max_batch * 64
+        )
         self._pid = os.getpid()
         self._trouble: type[PoisonedError | StoreClosedError] | None = None
         self._lay_out()
@@ -154,15 +156,19 @@ class Engine:
         size = self.scheme.record_size(requests) + len(note)
         taken = journal.take(self.pieces, -(-size // self._record_size))
         journal.log_intent(sequence, requests, len(note))  # where this fails, nothing has happened
+        if self._synced:
+            journal.file.sync()  # free where a commit has done it
         try:
             outcome = self._drive(self.scheme.access(requests))
             writes = [*outcome.writes, self.tick(sequence)]
             record = Record(sequence, outcome.record, note)
-            if self._joint:
-                journal.log_commit(record, taken, self.pieces, writes=writes)
-            else:
-                atomic = Capability.ATOMIC in self.backend.capabilities
-                journal.log_commit(record, taken, self.pieces, write_back=() if atomic else writes)
+            torn = not self._joint and Capability.ATOMIC not in self.backend.capabilities
+            journal.log_commit(
+                record, taken, self.pieces, writes=writes if self._joint else (), write_back=writes if torn else ()
+            )
+            if self._synced:
+                journal.file.sync()
+            if not self._joint:
                 self.backend.write_all(writes)
                 if self._synced:
                     self.backend.sync()

@@ -1,7 +1,7 @@
 """Keys: from the user's key or passphrase to the sealing keys of each generation.
 
 The store's own random *secret* is wrapped in the header by the user's key. From the secret come, by HKDF-SHA256: per generation
-and region a sealing key for the kernel, per generation a key for the client state, and the key of the tag PRF.
+a sealing key for the kernel, per generation a key for the client state, and the key of the tag PRF.
 A generation has a random 256-bit salt, drawn at every open, so no crash, clone or restored copy can repeat (key, nonce).
 """
 
@@ -35,7 +35,7 @@ MAGIC = b"ORAM\x00\x01\r\n"
 
 
 def generate_key() -> bytes:
-    """32 random bytes: the key of a store. Keep it; nothing can be read without it."""
+    """32 random bytes: the key of a store. Keep it; nothing can be read without it. Cost: no access. Leaks: nothing."""
     return os.urandom(KEY_SIZE)
 
 
@@ -158,7 +158,7 @@ class Keyring:
         """Draw the next generation. Its salt has to be durable before anything is sealed under it."""
         generation, salt = max(self.salts, default=0) + 1, os.urandom(32)
         if generation > MAX_GENERATION:
-            raise ParameterError("this store was opened 2^24 times; rekey it")
+            raise ParameterError("this store was opened 2^31 times: no generation is left")
         return generation, salt
 
     def start(self, generation: int, salt: bytes) -> None:

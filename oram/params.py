@@ -13,8 +13,8 @@ DEFAULT_TREE_TOP = 16 << 20  # bytes of client memory for the levels that never 
 MAX_CAPACITY = 1 << 31  # blocks: addresses and leaves are 32 bits, all ones is reserved
 MAX_BLOCK_SIZE = 1 << 24  # bytes
 
-#: Paper's stash bound for lambda=80, Z=4 (Path ORAM, table 3). Above it an alarm is raised, never an error.
-STASH_ALARM = 89
+#: Stash that Path ORAM's table 3 gives for a failure probability of 2^-80, by Z. Above it an alarm is raised, never an error.
+STASH_BOUND = {4: 89, 5: 63, 6: 53}
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +228,10 @@ class LinearGeometry:
 def linear_is_cheaper(capacity: int, block_size: int) -> bool:
     """Whether Linear beats Path with default parameters, by measurement: see bench/linear.py."""
     return capacity * (block_size + 8) <= 4096 or capacity <= 2
+
+
+def stash_bound(geometry: PathGeometry | LinearGeometry) -> int:
+    """The stash above which something is wrong: the table's, and for other Z that of the nearest Z in it."""
+    if isinstance(geometry, LinearGeometry):
+        return 0
+    return STASH_BOUND[min(max(geometry.Z, 4), 6)]

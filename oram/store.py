@@ -1,7 +1,7 @@
 """ObliviousStore: bytes keys and values over an oblivious array.
 
-Every method states its **Cost** (accesses; an access is one round trip to read and one to write, or one in all where the backend can)
-and what it **Leaks**: what the server learns beyond the number and time of accesses.
+Every method states its **Cost** (accesses; an access is one round trip to read and one to write) and what it **Leaks**: what the
+server learns beyond the number and time of accesses.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ from oram import record
 from oram.assembly import Shape, fresh, install, reopen
 from oram.backends import Backend, Capability
 from oram.directory import NO_TAG, Directory
-from oram.engine import Durability, Engine
+from oram.engine import GENERATION_BLOCKS, Durability, Engine
 from oram.errors import (
     AddressError,
     BlockSizeError,
@@ -52,18 +53,19 @@ from oram.params import (
     IN_MEMORY,
     ON_DISK,
     SCHEMES,
-    STASH_ALARM,
     LinearParams,
     PathParams,
     SchemeParams,
     check_shape,
     linear_is_cheaper,
     refuse,
+    stash_bound,
 )
 from oram.site import Site
 from oram.types import I64, U8
 
 T = TypeVar("T")
+S = TypeVar("S")
 Progress = Callable[[int], None]  # told how many items are done
 Pairs = Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]
 _REQUIRED: Any = object()
@@ -107,7 +109,7 @@ def create(
     durable = where.startswith("lmdb:") if isinstance(where, str) else Capability.DURABLE in where.capabilities
     cost = ON_DISK if durable else IN_MEMORY
     shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cost, cipher, keyed)
-    site = Site(where, state, sync=level is not Durability.PROCESS, create=True)
+    site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=True)
     try:
         level = _default(level, site)
         if site.file.get(HEADER) is not None or site.server_header() is not None:
@@ -138,7 +140,7 @@ def open(
     """
     credential = Credential.of(key, passphrase)
     level = _durability(durability)
-    site = Site(where, state, sync=level is not Durability.PROCESS, create=False)
+    site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=False)
     try:
         level = _default(level, site)
         engine, header = reopen(site, credential, level)
@@ -149,7 +151,7 @@ def open(
 
 
 def info(where: str | Backend, *, state: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """The public header of a store, without its key and therefore not authenticated. Cost: no access."""
+    """The public header of a store, without its key and therefore not authenticated. Cost: no access. Leaks: that it was looked at."""
     site = Site(where, state, sync=True, create=False)
     try:
         return Header.peek(site.header()).public
@@ -168,7 +170,7 @@ def restore(
 ) -> ObliviousStore:
     """Make a new store from a backup: new keys inside, new positions for every block. The credential stays the same.
 
-    The positions in a backup may have been used since it was taken, and would link old accesses to new ones [research E.3]; so
+    The positions in a backup may have been used since it was taken, and would link old accesses to new ones; so
     it is read once from end to end and never opened for access. Cost: every slot of the backup read, every slot of the new store
     written. Leaks: nothing beyond that. Client memory: all live blocks.
     """
@@ -182,7 +184,7 @@ def restore(
     finally:
         old.release()
     shape = Shape.of(header.public)
-    site = Site(where, state, sync=level is not Durability.PROCESS, create=True)
+    site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=True)
     try:
         level = _default(level, site)
         if site.file.get(HEADER) is not None or site.server_header() is not None:
@@ -329,6 +331,8 @@ def _retag(engine: Engine, shape: Shape, addresses: I64, blocks: U8, tags: U8 | 
 
 def _populate(engine: Engine, addresses: I64, blocks: U8) -> None:
     """Write every slot of a fresh engine once."""
+    if sum(form.slots * (form.slot_size // 16 + 4) for form in engine.scheme.regions().values()) > GENERATION_BLOCKS:
+        raise ParameterError("this store is too large for a bulk load under one sealing key")
     for write in engine.scheme.build(addresses, blocks):
         engine.backend.write_all([write])
     engine.backend.sync()
@@ -610,11 +614,11 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             return len(self._directory())
 
     def __bool__(self) -> bool:
-        """True: a handle is not its content."""
+        """True: a handle is not its content. Cost: no access. Leaks: nothing."""
         return True
 
     def __eq__(self, other: object) -> bool:
-        """Identity: comparing content would be a scan in disguise."""
+        """Identity: comparing content would be a scan in disguise. Cost: no access. Leaks: nothing."""
         return self is other
 
     # --- all records
@@ -660,15 +664,17 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         return iter([key for key, _ in self._all()])
 
     def keys(self) -> KeysView[bytes]:
-        """A view of the keys; iterating it is one scan, ``in`` and ``len`` cost nothing."""
-        return KeysView(self)
+        """A view of the keys. Cost: a scan for each iteration, comparison or set operation; none for ``in`` and ``len``. Leaks: as ``scan``."""
+        return _Keys(self)
 
     def items(self) -> ItemsView[bytes, bytes]:
-        """A view of the records; iterating it is one whole scan before the first is returned, so stopping early shows nothing."""
+        """A view of the records. Cost: a whole scan for each iteration (before the first record is returned, so that stopping early shows nothing),
+        comparison or set operation; one access for ``in``. Leaks: as ``scan``, or as an access.
+        """
         return _Items(self)
 
     def values(self) -> ValuesView[bytes]:
-        """A view of the values; iterating it is one whole scan before the first is returned."""
+        """A view of the values. Cost: a whole scan for each iteration and each ``in``. Leaks: as ``scan``."""
         return _Values(self)
 
     def clear(self) -> None:
@@ -737,31 +743,31 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     @property
     def capacity(self) -> int:
-        """Records it can hold (blocks where there is no directory)."""
+        """Records it can hold (blocks where there is no directory). Cost: no access. Leaks: nothing."""
         return self._shape.records
 
     @property
     def max_batch(self) -> int:
-        """Records that one batch, and so one atomic ``put_many``, can hold."""
+        """Records that one batch, and so one atomic ``put_many``, can hold. Cost: no access. Leaks: nothing."""
         return self._limit
 
     @property
     def value_limit(self) -> int:
-        """Bytes that key and value may have together."""
+        """Bytes that key and value may have together. Cost: no access. Leaks: nothing."""
         return self._record_size - record.OVERHEAD
 
     def info(self) -> dict[str, Any]:
-        """The public parameters."""
+        """The public parameters. Cost: no access. Leaks: nothing."""
         return {name: value for name, value in self._header.public.items() if name != "kdf"}
 
     def stats(self) -> Stats:
-        """Numbers for the owner; some are secret. Cost: no access, O(client state) time."""
+        """Numbers for the owner; some are secret. Cost: no access, O(client state) time. Leaks: nothing, if you keep them to yourself."""
         with self._lock:
             self._engine.check()
             engine = self._engine
             stash = engine.scheme.stash_size
             records = None if engine.directory is None else len(engine.directory)
-            return Stats(engine.sequence, records, stash, stash > STASH_ALARM, engine.pieces.size)
+            return Stats(engine.sequence, records, stash, stash > stash_bound(self._shape.geometry), engine.pieces.size)
 
     def verify(self) -> int:
         """Open every slot under the reference it must have; return the number of live blocks. IntegrityError at the first that does not open.
@@ -772,7 +778,9 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             return sum(len(addresses) for addresses, _ in self._engine.scan())
 
     def flush(self) -> None:
-        """Make everything acknowledged survive power loss, whatever the durability. Cost: no access."""
+        """Make everything acknowledged so far survive power loss. With durability "none" only until the next access, which
+        makes the checkpoint out of date again. Cost: no access. Leaks: that it took place.
+        """
         with self._lock:
             self._engine.check()
             self._engine.flush()
@@ -788,7 +796,9 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             self._site.copy_to(Path(path), [self._engine.journal.mark_backup()])
 
     def close(self) -> None:
-        """Leave the store so that it can be opened again. Idempotent."""
+        """Leave the store so that it can be opened again. Idempotent. Cost: no access; with durability "none" the client state is
+        written. Leaks: that it was closed.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -801,19 +811,70 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
     _closed = False
 
     def __enter__(self) -> Self:
+        """The store itself. Cost: no access. Leaks: nothing."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """The same as ``close``."""
         self.close()
 
     def __repr__(self) -> str:
+        """Public parameters only. Cost: no access. Leaks: nothing."""
         return f"<ObliviousStore {self._shape.scheme}, {self.capacity} records of {self._record_size} bytes>"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise HandleError("a store handle cannot be pickled or copied: open the store where it is used")
 
 
-class _Items(ItemsView[bytes, bytes]):
+class _Scanned(AbstractSet[T]):
+    """A view whose comparisons and set operations cost one whole scan, whatever they find: the inherited ones stop early."""
+
+    def _all(self) -> set[T]:
+        return set(iter(self))
+
+    def __le__(self, other: AbstractSet[Any]) -> bool:
+        return self._all() <= set(other)
+
+    def __lt__(self, other: AbstractSet[Any]) -> bool:
+        return self._all() < set(other)
+
+    def __ge__(self, other: AbstractSet[Any]) -> bool:
+        return self._all() >= set(other)
+
+    def __gt__(self, other: AbstractSet[Any]) -> bool:
+        return self._all() > set(other)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AbstractSet) and self._all() == set(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __and__(self, other: Iterable[Any]) -> set[T]:
+        return self._all() & set(other)
+
+    def __or__(self, other: Iterable[S]) -> set[T | S]:
+        return self._all() | set(other)
+
+    def __sub__(self, other: Iterable[Any]) -> set[T]:
+        return self._all() - set(other)
+
+    def __rsub__(self, other: Iterable[S]) -> set[S]:
+        return set(other) - self._all()
+
+    def __xor__(self, other: Iterable[S]) -> set[T | S]:
+        return self._all() ^ set(other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def isdisjoint(self, other: Iterable[Any]) -> bool:
+        return self._all().isdisjoint(set(other))
+
+
+class _Keys(_Scanned[bytes], KeysView[bytes]):  # type: ignore[misc]
+    """Keys; an iteration is one scan, a membership test costs nothing."""
+
+
+class _Items(_Scanned[tuple[bytes, bytes]], ItemsView[bytes, bytes]):  # type: ignore[misc]
     """Records; an iteration is one scan, a membership test one access."""
 
     _mapping: ObliviousStore
@@ -824,7 +885,8 @@ class _Items(ItemsView[bytes, bytes]):
     def __contains__(self, item: object) -> bool:
         if not isinstance(item, tuple) or len(item) != 2:
             return False
-        return bool(self._mapping.get(item[0], _REQUIRED) == item[1])  # a missing record equals nothing, not even None
+        value = self._mapping.get(item[0])
+        return value is not None and bool(value == item[1])
 
 
 class _Values(ValuesView[bytes]):
@@ -849,7 +911,7 @@ class Blocks:
         self._n: int = store._shape.geometry.N
 
     def __len__(self) -> int:
-        """Blocks."""
+        """Blocks. Cost: no access. Leaks: nothing."""
         return self._n
 
     def _address(self, address: int) -> int:
@@ -872,19 +934,26 @@ class Blocks:
             requests = engine.scheme.requests(1)
             requests.ops[0] = 0
             requests.addresses[0] = address
-            engine.access(requests)
+            engine.access(requests, self._note(1))
             block: bytes = requests.out[0].tobytes()
             return block
 
     def write(self, address: int, data: bytes) -> None:
-        """Store one block; shorter data is padded with zeros. AddressError, BlockSizeError before anything happens. Cost: one access."""
+        """Store one block; shorter data is padded with zeros. AddressError, BlockSizeError before anything happens. Cost: one access.
+        Leaks: nothing beyond the access.
+        """
         address, row = self._address(address), self._data(data)
         with self._lock:
             engine = self._store._engine
             requests = engine.scheme.requests(1)
             requests.ops[0] = Op.WRITE
             requests.addresses[0], requests.data[0] = address, row
-            engine.access(requests)
+            engine.access(requests, self._note(1))
+
+    def _note(self, m: int) -> bytes:
+        """As long as the note of as many records, so that blocks and records look the same in the journal too."""
+        shape = self._store._shape
+        return Directory.no_notes(-(-m // shape.blocks_per_value)) if shape.keyed else b""
 
     def _addresses(self, addresses: Sequence[int] | I64) -> I64:
         try:
@@ -929,7 +998,7 @@ class Blocks:
         requests.addresses[:m] = addresses[:m]
         if rows is not None:
             requests.data[:m] = rows[:m]
-        engine.access(requests)
+        engine.access(requests, self._note(m))
         if out is not None:
             out[:m] = requests.out[:m]
 

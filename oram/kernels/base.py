@@ -14,8 +14,8 @@ from oram.params import LinearGeometry, PathGeometry
 from oram.types import I32, I64, U8, U32, U64
 
 EMPTY = 0xFFFFFFFF  # address of an empty slot
-COUNTER_BITS = 40  # a reference is generation << COUNTER_BITS | counter; 0 = never written
-MAX_GENERATION = (1 << 24) - 1
+COUNTER_BITS = 32  # a reference is generation << COUNTER_BITS | counter; 0 = never written
+MAX_GENERATION = (1 << 31) - 1
 CIPHERS = ("aes-256-gcm", "aegis-256")
 
 

@@ -377,4 +377,4 @@ def floor(cipher: str, region: U8) -> Callable[[U64], None]:
     return run
 
 
-assert COUNTER_BITS == 40  # as in csrc/path.c
+assert COUNTER_BITS == lib.ORAM_COUNTER_BITS

@@ -101,8 +101,8 @@ class Reader:
         return AESGCM(key).decrypt(counter.to_bytes(12, "little"), blob[12:], what)
 
     def page(self, slot: int, reference: int) -> bytes:
-        key = derive(self.secret, self.salts[reference >> 40], "pages", self.where)
-        nonce = (reference & (1 << 40) - 1).to_bytes(12, "little")
+        key = derive(self.secret, self.salts[reference >> 32], "pages", self.where)
+        nonce = (reference & (1 << 32) - 1).to_bytes(12, "little")
         return AESGCM(key).decrypt(nonce, self.slots[f"slots.{self.inc}"][slot], struct.pack("<Q", slot))
 
     def tag(self, key: bytes) -> bytes:
@@ -267,7 +267,7 @@ def content(tree: Tree, reader: Reader) -> dict[bytes, bytes]:
 
 
 KEY = bytes(range(32))
-WORLDS = {
+WORLDS: dict[str, dict[str, Any]] = {
     "all at the server": {"tree_top": 0},
     "one page a bucket": {"tree_top": 0, "scheme": oram.PathParams(page_levels=1)},
     "short first layer": {"tree_top": 0, "scheme": oram.PathParams(page_levels=4)},

@@ -18,14 +18,6 @@ DUNDERS = {  # those that a user of a mapping calls by some syntax
     "__getitem__", "__setitem__", "__delitem__", "__contains__", "__len__", "__iter__", "__bool__", "__eq__", "__enter__", "__exit__", "__repr__",
 }  # fmt: skip
 
-#: Docstrings that do not say it yet. Nothing may join them; whoever completes one may leave it here or take it out.
-INCOMPLETE = {
-    "generate_key", "info", "Blocks.write", "Blocks.__len__", "ObliviousStore.__bool__", "ObliviousStore.__eq__", "ObliviousStore.__enter__",
-    "ObliviousStore.__exit__", "ObliviousStore.__repr__", "ObliviousStore.keys", "ObliviousStore.items", "ObliviousStore.values", "ObliviousStore.capacity",
-    "ObliviousStore.max_batch", "ObliviousStore.value_limit", "ObliviousStore.info", "ObliviousStore.stats", "ObliviousStore.flush", "ObliviousStore.close",
-}  # fmt: skip
-
-
 def public(where: Any) -> Iterator[str]:
     if inspect.ismodule(where):
         yield from (name for name in where.__all__ if inspect.isfunction(getattr(where, name)))
@@ -55,10 +47,8 @@ def test_the_table_has_it(section: str, where: Any, name: str) -> None:
 
 @pytest.mark.parametrize(("section", "where", "name"), CASES, ids=[f"{s}.{n}" for s, _, n in CASES])
 def test_the_docstring_says_it(section: str, where: Any, name: str) -> None:
-    title = name if section == "Module" else f"{section}.{name}"
     text = inspect.getattr_static(where, name).__doc__ or ""
-    complete = ("Cost" in text and re.search("[Ll]eaks", text)) or text.startswith("The same as")
-    assert complete or title in INCOMPLETE
+    assert ("Cost" in text and re.search("[Ll]eaks", text)) or text.startswith("The same as")
 
 
 def test_no_row_is_about_nothing() -> None:

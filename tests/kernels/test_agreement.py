@@ -14,6 +14,7 @@ from oram import kernels
 from oram.backends import Slots
 from oram.errors import ParameterError
 from oram.kernels.base import (
+    COUNTER_BITS,
     EMPTY,
     KernelSet,
     Keys,
@@ -232,7 +233,7 @@ def test_bulk(g: PathGeometry, cipher: str, seed: int) -> None:
     sealed: list[U8] = [tree.kernel.build_pages(**given_content) for tree in trees]
     np.testing.assert_array_equal(sealed[0], sealed[1])
     assert trees[0].keys.counter == trees[1].keys.counter == g.slots
-    refs = np.arange(g.slots).astype(np.uint64) + np.uint64(trees[0].generation << 40)
+    refs = np.arange(g.slots).astype(np.uint64) + np.uint64(trees[0].generation << COUNTER_BITS)
     refs[::3] = 0  # these come out as empty, whatever lies there
     pages = Slots(sealed[0], np.ones(g.slots, np.uint8))
     plain = [tree.kernel.open_pages(np.arange(g.slots), refs, pages) for tree in trees]
