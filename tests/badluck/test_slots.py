@@ -1,0 +1,229 @@
+"""Slots that were changed, swapped, replaced by old or foreign ones, or withheld."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import oram
+from oram.backends import MemoryBackend
+from oram.errors import IntegrityError, PoisonedError, RollbackError
+from oram.schemes.path import PathORAM
+from oram.testing.model import check
+from oram.trace import TraceBackend
+from oram.types import U8
+
+from .places import KEY, MODEL, SCHEMES, filled, region_of, rows
+
+#: data, present, slot, the same slots earlier, those of another store with the same key
+Harm = Callable[[U8, U8, int, U8, U8], None]
+
+
+def _flip(at: int) -> Harm:
+    def harm(data: U8, present: U8, slot: int, old: U8, foreign: U8) -> None:
+        data[slot, at] ^= 1 << slot % 8
+
+    return harm
+
+
+def _swap(data: U8, present: U8, slot: int, old: U8, foreign: U8) -> None:
+    other = (slot + 1) % len(data)
+    data[[slot, other]] = data[[other, slot]]
+
+
+def _copy(data: U8, present: U8, slot: int, old: U8, foreign: U8) -> None:
+    data[slot] = data[(slot + 1) % len(data)]
+
+
+def _old(data: U8, present: U8, slot: int, old: U8, foreign: U8) -> None:
+    data[slot] = old[slot]
+
+
+def _foreign(data: U8, present: U8, slot: int, old: U8, foreign: U8) -> None:
+    data[slot] = foreign[slot]
+
+
+def _withheld(data: U8, present: U8, slot: int, old: U8, foreign: U8) -> None:
+    present[slot] = 0
+
+
+def _zeroed(data: U8, present: U8, slot: int, old: U8, foreign: U8) -> None:
+    data[slot] = 0
+
+
+HARMS: dict[str, Harm] = {
+    "first byte": _flip(0),
+    "middle byte": _flip(40),
+    "last byte": _flip(-1),
+    "swapped": _swap,
+    "copied": _copy,
+    "old": _old,
+    "foreign": _foreign,
+    "withheld": _withheld,
+    "zeroed": _zeroed,
+}
+
+
+@pytest.mark.parametrize("durability", ["process", "none"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", HARMS)
+def test_every_slot(name: str, scheme: str, durability: str) -> None:
+    if scheme == "linear" and name == "old":
+        pytest.skip("each access writes every slot, so the next test has it")
+    backend, elsewhere = MemoryBackend(), MemoryBackend()
+    store = filled(backend, scheme, durability=durability)
+    filled(elsewhere, scheme)
+    data, present = rows(backend)
+    old = data.copy()
+    for key in MODEL:  # so that every path is written again
+        store[key] = MODEL[key]
+    for _ in range(5000):
+        changed = (data != old).any(axis=1)
+        if changed.all():
+            break
+        store.get(b"k1")
+    assert changed.all()
+    now, messages = data.copy(), set()
+    for slot in range(len(data)):
+        HARMS[name](data, present, slot, old, rows(elsewhere)[0])
+        with pytest.raises(IntegrityError) as caught:
+            store.verify()
+        messages.add(str(caught.value))
+        assert type(caught.value) is IntegrityError
+        with pytest.raises(PoisonedError):
+            store.verify()
+        data[:], present[:] = now, 1
+        if durability == "none":
+            store._engine._trouble = None  # reopening is not possible, but nothing was changed
+            continue
+        store.close()
+        store = oram.open(backend, key=KEY, durability="process")
+    assert len(messages) == 1, "the message depends on the slot"
+    assert messages == {"stored data was changed, swapped, withheld or is stale"}
+    check(store, MODEL, by_access=True)
+
+
+USES: list[Callable[[oram.ObliviousStore], object]] = [
+    lambda s: s[b"k1"],
+    lambda s: s.get(b"no"),
+    lambda s: s.put(b"k1", b"x"),
+    lambda s: s.delete(b"k1"),
+    lambda s: s.popitem(),
+    lambda s: len(s),
+    lambda s: b"k1" in s,
+    lambda s: list(s),
+    lambda s: s.get_many([b"k1"]),
+    lambda s: s.put_many({b"k1": b"x"}),
+    lambda s: s.delete_many([b"k1"]),
+    lambda s: s.load({b"k1": b"x"}),
+    lambda s: s.clear(),
+    lambda s: s.rekey(key=KEY),
+    lambda s: s.verify(),
+    lambda s: s.flush(),
+    lambda s: s.stats(),
+    lambda s: s.backup("/nowhere"),
+    lambda s: s.blocks.read(0),
+    lambda s: s.blocks.write(0, b""),
+]
+
+
+@pytest.mark.parametrize("durability", ["process", "none"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_poisoned(scheme: str, durability: str) -> None:
+    """The access that finds it is whole to the server, nothing is written, and nothing more is done."""
+    backend = MemoryBackend()
+    trace = TraceBackend(backend)
+    store = filled(trace, scheme, durability=durability)
+    data, _ = rows(backend)
+    now = data.copy()
+    store.get(b"no")
+    written = data.copy()
+    data ^= 1
+    damaged = data.copy()
+    trace.clear()
+    with pytest.raises(IntegrityError) as caught:
+        store[b"k1"]
+    assert not isinstance(caught.value, PoisonedError)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    (read,) = [event for event in trace.events if event.region == region_of(backend)]
+    assert read.op == "read"
+    if isinstance(store._engine.scheme, PathORAM):
+        assert len(read.indices) == store._engine.scheme.geometry.layers
+    trace.clear()
+    for use in USES:
+        with pytest.raises(PoisonedError):
+            use(store)
+    assert trace.events == []
+    assert trace.state_commits == []
+    assert np.array_equal(data, damaged)
+    store.close()
+    if durability == "none":
+        return
+    for _ in range(2):
+        with pytest.raises(IntegrityError):  # recovery begins with that very access
+            oram.open(backend, key=KEY)
+        assert np.array_equal(data, damaged)
+    data[:] = written
+    with oram.open(backend, key=KEY) as store:
+        check(store, MODEL, by_access=True)
+    assert now.shape == data.shape
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_clock(scheme: str) -> None:
+    backend, elsewhere = MemoryBackend(), MemoryBackend()
+    store = filled(backend, scheme)
+    data, present = rows(backend, "clock")
+    older = data.copy()
+    store.get(b"no")
+    store.close()
+    filled(elsewhere, scheme)
+    now, slots = data.copy(), rows(backend)[0].copy()
+
+    def refused(error: type[IntegrityError]) -> None:
+        with pytest.raises(error):
+            oram.open(backend, key=KEY)
+        data[:], present[:] = now, 1
+        assert np.array_equal(rows(backend)[0], slots)
+
+    for at in range(36):
+        data[0, at] ^= 0x10
+        refused(IntegrityError)
+    data[:] = rows(elsewhere, "clock")[0]
+    refused(IntegrityError)
+    data[:] = 0
+    refused(IntegrityError)
+    data[:] = older
+    refused(RollbackError)
+    present[:] = 0
+    refused(RollbackError)
+    with oram.open(backend, key=KEY) as store:
+        check(store, MODEL, by_access=True)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_incarnation_that_is_gone(scheme: str) -> None:
+    """Slots from before a rekey, put back under the new name."""
+    backend = MemoryBackend()
+    store = filled(backend, scheme)
+    before = rows(backend)[0].copy()
+    store.rekey(key=KEY)
+    rows(backend)[0][:] = before
+    with pytest.raises(IntegrityError):
+        store[b"k1"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_servers_header_is_no_authority(scheme: str) -> None:
+    backend = MemoryBackend()
+    filled(backend, scheme).close()
+    header = backend.buffer("header")
+    header.data[:] = 255
+    with oram.open(backend, key=KEY) as store:
+        check(store, MODEL)
+    header.present[:] = 0
+    with oram.open(backend, key=KEY) as store:
+        check(store, MODEL)
