@@ -92,7 +92,7 @@ def test_a_page_of_a_path_tree(which: KernelSet, cipher: str) -> None:
 
 def test_a_page_that_another_library_sealed(which: KernelSet, cipher: str) -> None:
     kernel, _ = new(which, cipher)
-    sealed = np.frombuffer(seal(cipher, key_of(77), 1 << 39, 6, page()), np.uint8).reshape(1, -1).copy()
+    sealed = np.frombuffer(seal(cipher, key_of(77), 1 << 31, 6, page()), np.uint8).reshape(1, -1).copy()
     refs = np.array([77 << COUNTER_BITS | 1 << 31], np.uint64)
     assert kernel.open_pages(np.array([6]), refs, Slots(sealed, np.ones(1, np.uint8))).tobytes() == page()
 
