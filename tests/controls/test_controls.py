@@ -473,8 +473,8 @@ def shown(build: Build, addresses: Iterable[int], seed: int = 0, **options: Any)
     return [leaves[0] for leaves in leaves_of(events, info)], 1 << info["L"]
 
 
-SCAN = [i % 128 for i in range(2600)]
-MIXED = [i * i % 61 for i in range(2600)]
+SCAN = [i % 128 for i in range(1500)]
+MIXED = [i * i % 61 for i in range(1500)]
 
 
 def uniform(build: Build) -> Result:
@@ -498,7 +498,7 @@ def same_block(build: Build) -> Result:
 
 
 def same_block_binned(build: Build) -> Result:
-    values, leaves = shown(build, [i % 5 for i in range(2600)])
+    values, leaves = shown(build, [i % 5 for i in range(1500)])
     return statistics.same_block_pairs(list(zip(values, values[5:], strict=False)), leaves)
 
 
@@ -524,7 +524,7 @@ def input_conditioned(build: Build) -> Result:
 
 
 def _histogram(build: Build, addresses: list[int], seed: int) -> Any:
-    values, leaves = shown(build, addresses * 10, seed)
+    values, leaves = shown(build, addresses * 7, seed)
     return np.bincount(np.array(values[len(addresses) :]) * 8 // leaves, minlength=8).astype(np.float64)
 
 
@@ -541,7 +541,7 @@ def two_world_runs(build: Build) -> Result:
 
 
 def classifier(build: Build) -> Result:
-    labels = [random.Random(f"label {i}").getrandbits(1) for i in range(140)]
+    labels = [random.Random(f"label {i}").getrandbits(1) for i in range(120)]
     runs = [_histogram(build, ODD if label else EVEN, i) for i, label in enumerate(labels)]
     return statistics.classifier(np.array(runs), labels)
 

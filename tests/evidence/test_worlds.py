@@ -1,0 +1,116 @@
+"""Two workloads of equal length under the same randomness: what an observer sees is identical."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import oram
+from oram.backends import LMDBBackend, MemoryBackend
+from oram.store import ObliviousStore
+from oram.testing.oracles import Watch
+from oram.testing.randomness import Coins
+from oram.testing.worlds import PAIRS, RECORDS, Make, Pair, observe, same
+from oram.trace import TraceBackend
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "flat": {"scheme": oram.PathParams(page_levels=1), "tree_top": 0},
+    "cached top": {"scheme": oram.PathParams(page_levels=2), "tree_top": 700},
+    "all but the leaves cached": {"scheme": oram.PathParams(page_levels=1)},
+    "two blocks a value": {"scheme": oram.PathParams(page_levels=2), "tree_top": 0, "blocks_per_value": 2},
+    "linear": {"scheme": "linear"},
+}
+FACTORIES: dict[str, Callable[[Path], TraceBackend]] = {
+    "memory": lambda _: TraceBackend(MemoryBackend()),
+    "lmdb": lambda path: TraceBackend(LMDBBackend(path, sync=False)),
+}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Iterator[Path]:
+    return (tmp_path / str(i) for i in count())
+
+
+def maker(options: dict[str, Any], backend: str, paths: Iterator[Path]) -> Make:
+    def make() -> tuple[ObliviousStore, TraceBackend]:
+        trace = FACTORIES[backend](next(paths))
+        return oram.create(trace, key=bytes(32), capacity=RECORDS, block_size=48, **options), trace
+
+    return make
+
+
+def compare(pair: Pair, make: Make, **simulation: bool) -> None:
+    left, right = observe(make, pair.left, 1), observe(make, pair.right, 1)
+    assert left.one_draw_a_request
+    assert right.one_draw_a_request
+    assert left.events == right.events
+    assert left.commits == right.commits
+    assert same(left, right)
+    if not pair.bulk:
+        simulated = left.simulated(**simulation)
+        assert simulated.events == left.events
+        assert simulated.commits == left.commits
+
+
+each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: str(pair.name))
+
+
+@each_pair
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_journaled(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
+    compare(pair, maker({**LAYOUTS[layout], "durability": "process"}, "memory", paths))
+
+
+@each_pair
+def test_without_a_journal(pair: Pair, paths: Iterator[Path]) -> None:
+    compare(pair, maker({**LAYOUTS["cached top"], "durability": "none"}, "memory", paths), logged=False)
+
+
+@each_pair
+def test_aegis(pair: Pair, paths: Iterator[Path]) -> None:
+    pytest.importorskip("pyaegis")
+    compare(pair, maker({**LAYOUTS["cached top"], "cipher": "aegis-256", "durability": "process"}, "memory", paths))
+
+
+@each_pair
+def test_lmdb(pair: Pair, paths: Iterator[Path]) -> None:
+    compare(pair, maker({**LAYOUTS["cached top"], "durability": "process"}, "lmdb", paths))
+
+
+def test_workloads_reach_the_pool(paths: Iterator[Path]) -> None:
+    """The pairs would say nothing about hits in client memory if there were none."""
+    pair = next(pair for pair in PAIRS if pair.name == "a hot key / all keys in turn")
+    store, _ = maker({**LAYOUTS["all but the leaves cached"], "durability": "process"}, "memory", paths)()
+    watch = Watch(store)
+    pair.left(store)
+    assert watch.largest > 10
+
+
+def test_different_leaves_look_different(paths: Iterator[Path]) -> None:
+    """The comparison can fail."""
+    make = maker({**LAYOUTS["flat"], "durability": "process"}, "memory", paths)
+    pair = PAIRS[0]
+    assert not same(observe(make, pair.left, 1), observe(make, pair.left, 2))
+
+
+def test_a_workload_that_depends_on_randomness_is_refused(paths: Iterator[Path]) -> None:
+    make = maker({**LAYOUTS["flat"], "durability": "process"}, "memory", paths)
+    turns = count()
+
+    def work(store: ObliviousStore) -> None:
+        for _ in range(next(turns)):
+            store.get(b"x")
+
+    with pytest.raises(ValueError, match="depend"):
+        observe(make, work, 1)
+
+
+def test_coins_are_counted() -> None:
+    coins = Coins(1)
+    assert len(coins.urandom(8)) == 8
+    assert coins.sizes == [8]
+    assert coins.positions(40) == Coins(1).positions(40) != Coins(2).positions(40)
