@@ -78,16 +78,10 @@ class Simulator:
 
     def access(self, leaves: Sequence[int], records: int = 0) -> None:
         """One batch. leaves: what its requests look up. records: how many keyed records it is made of, 0 at the block level."""
-        slots, m = self.touched(leaves), len(leaves)
-        if self.logged:
-            self.commits.append(((b"i" + _be(1, "I"), SEALED + 16 + 9 * m),))
-        elif not self._dirty:
-            self._dirty = True
-            self.commits.append((self._meta(),))
-        self._see("read", "slots.1", slots, self.slot_size)
+        slots = self.interrupted(leaves)
         self.round_trips += 1
         if self.logged:
-            self._commit(m, slots, CHANGE * records)
+            self._commit(len(leaves), slots, CHANGE * records)
         self._see("write", "slots.1", slots, self.slot_size)
         if self.logged:
             self._see("write", "clock.1", (0,), CLOCK_SIZE)
@@ -95,6 +89,20 @@ class Simulator:
         if self.logged and self.synced and not self.joint:
             self._see("sync", "", (), 0)
             self.round_trips += 1
+
+    def interrupted(self, leaves: Sequence[int]) -> tuple[int, ...]:
+        """A batch that a crash ended in its read: what there is of it before. Returns the slots.
+
+        After ``reopen`` the very same batch has to follow, whatever the application asks.
+        """
+        slots = self.touched(leaves)
+        if self.logged:
+            self.commits.append(((b"i" + _be(1, "I"), SEALED + 16 + 9 * len(leaves)),))
+        elif not self._dirty:
+            self._dirty = True
+            self.commits.append((self._meta(),))
+        self._see("read", "slots.1", slots, self.slot_size)
+        return slots
 
     def reopen(self) -> None:
         """A clean or unclean end, and ``oram.open``: regions declared again, the clock read, a salt made durable."""

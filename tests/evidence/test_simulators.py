@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,7 +18,7 @@ from oram.store import ObliviousStore
 from oram.testing.randomness import Coins, leaves_of, pinned
 from oram.testing.simulators import simulator
 from oram.testing.worlds import Make, Work, observe
-from oram.trace import TraceBackend
+from oram.trace import Event, TraceBackend
 
 KEY = bytes(32)
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -203,3 +204,42 @@ def test_a_journal_over_many_turns_of_the_pieces() -> None:
     assert view.simulated().commits == view.commits
     rings = [key for commit in view.commits for key, _ in commit if key.startswith(b"p")]
     assert len(rings) > 3 * len(set(rings)) > 12
+
+
+class Crash(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize("new", [MemoryBackend, Fragile], ids=["atomic", "not atomic"])
+@pytest.mark.parametrize("layout", ["cached top", "linear"])
+def test_a_crash_between_commit_and_write(layout: str, new: type[MemoryBackend], tmp_path: Path) -> None:
+    """Client state and slots share no transaction: the write is made again, the same whatever is asked next."""
+    for turn, retry in enumerate([b"1", b"2", b"missing"]):
+        with pinned(Coins(16)):
+            trace = TraceBackend(new())
+            place: dict[str, Any] = {"state": tmp_path / str(turn), "key": KEY, "durability": "process"}
+            store = oram.create(trace, capacity=100, block_size=40, **LAYOUTS[layout], **place)
+            for i in range(10):
+                store[b"%d" % i] = b"v"
+            trace.clear()
+            with mock.patch.object(trace.inner, "write_all", side_effect=Crash), pytest.raises(Crash):
+                store[b"1"] = b"new"
+            store._site.release()
+            expected = simulator(store.info(), joint=False)
+            leaves = leaves_of(trace.events, store.info())[0] if "linear" not in layout else (0,)
+            expected.access(leaves, 1)
+            store = oram.open(trace, **place)
+            expected.reopen()
+            if new is MemoryBackend:
+                expected.access(leaves, 1)
+            else:  # the slots to write are in the journal
+                for region, slots, size in (
+                    ("slots.1", expected.touched(leaves), expected.slot_size),
+                    ("clock.1", (0,), 64),
+                ):
+                    expected.events.append(Event("write", region, slots, size, expected.round_trips))
+                    expected.round_trips += 1
+            assert trace.events == expected.events
+            store.get(retry)
+            assert store[b"1"] == b"new"
+            store.close()
