@@ -169,7 +169,9 @@ def test_old_state_where_writes_can_be_torn(scheme: str) -> None:
     """Its last write-back is not put over newer slots."""
     storage = Storage(apart=True, atomic=False)
     store = filled(storage.connect(), scheme)
+    store[b"k1"] = b"with a write-back"
     old = list(storage.state.scan(b""))
+    assert any(key[:1] == b"w" for key, _ in old)
     for i in range(5):
         store[b"k%d" % i] = b"new"
     model = dict(store.items())
