@@ -237,6 +237,8 @@ class FaultStateFile(StateFile):
         name = next((name for start, name in _COMMITS if any(key.startswith(start) for key in keys)), "mark")
         if name == "commit" and deletes:
             name = "checkpoint"
+        if not puts:
+            name = "forget"
         self._backend.faults.step(name, lambda: self.inner.commit(puts, deletes, writes=writes), changes=True)
 
     def sync(self) -> None:
