@@ -9,6 +9,7 @@ int oram_linear_access(oram_keys *keys, uint64_t N, uint32_t B, uint32_t g, uint
     const uint32_t generation = (uint32_t)(*base >> ORAM_COUNTER_BITS);
     int bad = 0;
     (void)N;
+    if (keys->counter + pages > (uint64_t)1 << ORAM_COUNTER_BITS) return ORAM_CIPHER_FAILED;
     if (*base != 0) {
         if (generation >= keys->count || keys->contexts[generation] == NULL) return (int)generation;
         for (uint32_t i = 0; i < pages; i++)
@@ -29,12 +30,13 @@ int oram_linear_access(oram_keys *keys, uint64_t N, uint32_t B, uint32_t g, uint
         if (ops[r] == ORAM_WRITE) memcpy(at, data + (size_t)r * B, B);
         if (ops[r] == ORAM_REMOVE) memset(at, 0, B);
     }
+    const uint64_t counter = keys->counter;
+    keys->counter += pages; /* before the first seal: whatever happens then, no nonce is used twice */
     for (uint32_t i = 0; i < pages; i++) {
-        int rc = keys->cipher->seal(keys->contexts[keys->current], keys->counter + i, i, plain + i * len, len, sealed + i * slot);
+        int rc = keys->cipher->seal(keys->contexts[keys->current], counter + i, i, plain + i * len, len, sealed + i * slot);
         if (rc != ORAM_OK) return rc;
         present[i] = 1;
     }
-    *base = ((uint64_t)keys->current << ORAM_COUNTER_BITS) | keys->counter;
-    keys->counter += pages;
+    *base = ((uint64_t)keys->current << ORAM_COUNTER_BITS) | counter;
     return ORAM_OK;
 }

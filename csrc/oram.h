@@ -27,6 +27,7 @@
 #define ORAM_TAMPERED (-1)
 #define ORAM_CIPHER_FAILED (-2)
 #define ORAM_POOL_FULL (-3)
+#define ORAM_BROKEN (-4) /* state was changed, and is no longer sound: give up the handle */
 
 #define ORAM_COUNTER_BITS 32 /* a reference is generation << ORAM_COUNTER_BITS | counter; 0 = never written */
 #define ORAM_TAG 16 /* bytes of authentication tag behind each sealed page */

@@ -90,7 +90,7 @@ static void sort(uint32_t *a, uint32_t n) {
 
 /* Position in the table of `addr`, or of the free cell where it belongs. */
 static uint32_t cell(const scratch *s, const uint32_t *addrs, uint32_t addr) {
-    uint32_t i = (addr * 2654435761u) & s->mask;
+    uint32_t i = (uint32_t)(((uint64_t)(addr * 2654435761u) * ((uint64_t)s->mask + 1)) >> 32); /* the high bits: they depend on all of addr */
     while (s->table[i] >= 0 && addrs[s->table[i]] != addr) i = (i + 1) & s->mask;
     return i;
 }
@@ -153,8 +153,9 @@ static int open_page(const oram_path *p, const oram_keys *keys, uint64_t slot, u
         empty_page(p, plain);
         return ORAM_OK;
     }
-    if (generation >= keys->count || keys->contexts[generation] == NULL) return (int)generation;
-    if (present && keys->cipher->open(keys->contexts[generation], REF_COUNTER(ref), slot, sealed, p->plain, plain) == ORAM_OK) return ORAM_OK;
+    const int known = generation != 0 && generation <= INT32_MAX; /* no other was ever sealed under */
+    if (known && (generation >= keys->count || keys->contexts[generation] == NULL)) return (int)generation;
+    if (known && present && keys->cipher->open(keys->contexts[generation], REF_COUNTER(ref), slot, sealed, p->plain, plain) == ORAM_OK) return ORAM_OK;
     empty_page(p, plain);
     return ORAM_TAMPERED;
 }
@@ -163,7 +164,7 @@ int oram_path_open(const oram_path *p, const oram_keys *keys, uint32_t n, const 
                    const uint8_t *sealed, const uint8_t *present, uint8_t *plain) {
     int bad = ORAM_OK;
     for (uint32_t i = 0; i < n; i++) {
-        int rc = open_page(p, keys, slots[i], refs[i], sealed + (size_t)i * (p->plain + ORAM_TAG), present[i], plain + (size_t)i * p->plain);
+        int rc = open_page(p, keys, slots[i], refs[i], sealed + (size_t)i * ((size_t)p->plain + ORAM_TAG), present[i], plain + (size_t)i * p->plain);
         if (rc > 0) return rc;
         bad |= rc;
     }
@@ -258,6 +259,7 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
     scratch s;
     layout(p, m, base, &s);
 
+    if (keys->counter + pages > (uint64_t)1 << ORAM_COUNTER_BITS) return ORAM_CIPHER_FAILED;
     int rc = open_union(p, keys, &s, pages, slots, sealed, present, in_place);
     if (rc != ORAM_OK) return rc;
 
@@ -372,13 +374,15 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
         }
 
     /* WriteBucket: each page is assembled in one small place that stays in the cache, and sealed from there. */
+    const uint64_t counter = keys->counter;
+    keys->counter += pages; /* before the first seal: whatever happens then, no nonce is used twice */
     for (uint32_t i = 0; i < pages; i++) {
         const size_t at = in_place ? slots[i] : i;
         uint8_t *page = s.desk, *meta = page + meta_at(p), *blocks = page + blocks_at(p);
         memcpy(page, s.plain + (size_t)i * p->plain, meta_at(p));
         for (uint32_t c = 0; c < 1u << p->h; c++) {
             const int32_t below = s.child[((size_t)i << p->h) + c];
-            if (below >= 0) st64(page + (size_t)c * 8, REF(keys->current, keys->counter + (uint32_t)below));
+            if (below >= 0) st64(page + (size_t)c * 8, REF(keys->current, counter + (uint32_t)below));
         }
         for (uint32_t z = 0; z < nb * Z; z++) {
             const int32_t k = s.slot[(size_t)i * nb * Z + z];
@@ -391,12 +395,11 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
                 memcpy(blocks + z * B, s.source[k], B);
             if (placed != NULL) placed[(size_t)i * nb * Z + z] = addr;
         }
-        rc = keys->cipher->seal(keys->contexts[keys->current], keys->counter + i, slots[i], page, p->plain, sealed + at * pitch);
+        rc = keys->cipher->seal(keys->contexts[keys->current], counter + i, slots[i], page, p->plain, sealed + at * pitch);
         if (rc != ORAM_OK) return rc;
         present[at] = 1;
     }
-    for (uint32_t i = 0; i < s.start[1]; i++) p->refs[slots[i]] = REF(keys->current, keys->counter + i);
-    keys->counter += pages;
+    for (uint32_t i = 0; i < s.start[1]; i++) p->refs[slots[i]] = REF(keys->current, counter + i);
 
     /* Pool: those that left (placed or removed) free their slots first, then the rest is chained again. */
     for (int32_t k = stay; k >= 0; k = s.next[k]) s.page[k] = -2;
@@ -420,7 +423,7 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
         int32_t q = s.pool[k];
         if (q < 0) {
             q = p->pool_free;
-            if (q < 0) return ORAM_POOL_FULL; /* cannot happen: `needed` slots were free */
+            if (q < 0) return ORAM_BROKEN; /* `needed` slots were free: only a page that this code never sealed can do it */
             p->pool_free = p->pool_next[q];
             p->pool_used++;
             p->pool_addr[q] = s.addr[k];
@@ -448,8 +451,11 @@ int oram_path_build(const oram_path *p, oram_keys *keys, uint32_t n, const uint6
                     const int64_t *source, const uint32_t *addr, const uint32_t *leaf, const uint8_t *blocks, uint8_t *sealed) {
     const uint32_t per_page = buckets(p) * p->Z;
     const size_t B = p->B;
+    const uint64_t counter = keys->counter;
+    if (keys->counter + n > (uint64_t)1 << ORAM_COUNTER_BITS) return ORAM_CIPHER_FAILED;
+    keys->counter += n;
     for (uint32_t i = 0; i < n; i++) {
-        uint8_t *page = sealed + (size_t)i * (p->plain + ORAM_TAG), *to = page + blocks_at(p);
+        uint8_t *page = sealed + (size_t)i * ((size_t)p->plain + ORAM_TAG), *to = page + blocks_at(p);
         for (uint32_t c = 0; c < 1u << p->h; c++) st64(page + (size_t)c * 8, children[((size_t)i << p->h) + c]);
         for (uint32_t z = 0; z < per_page; z++) {
             const int64_t k = source[(size_t)i * per_page + z];
@@ -460,9 +466,8 @@ int oram_path_build(const oram_path *p, oram_keys *keys, uint32_t n, const uint6
             else
                 memcpy(to + z * B, blocks + (size_t)k * B, B);
         }
-        int rc = keys->cipher->seal(keys->contexts[keys->current], keys->counter + i, slots[i], page, p->plain, page);
+        int rc = keys->cipher->seal(keys->contexts[keys->current], counter + i, slots[i], page, p->plain, page);
         if (rc != ORAM_OK) return rc;
     }
-    keys->counter += n;
     return ORAM_OK;
 }

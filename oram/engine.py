@@ -71,10 +71,7 @@ class Engine:
             views = {region: backend.buffer(region) for region in scheme.regions()}
             self._buffer = views.__getitem__
         largest = max(shape.slot_size for shape in scheme.regions().values())
-        pages = max(shape.slots for shape in scheme.regions().values())
-        self._limit = min(GENERATION_BLOCKS // (largest // 16 + 4), 1 << COUNTER_BITS) - min(
-            pages, scheme.max_batch * 64
-        )
+        self._limit = min(GENERATION_BLOCKS // (largest // 16 + 4), 1 << COUNTER_BITS) - scheme.max_pages
         self._pid = os.getpid()
         self._trouble: type[PoisonedError | StoreClosedError] | None = None
         self._lay_out()
@@ -134,17 +131,23 @@ class Engine:
         if self._clean:
             self.journal.mark(dirty=True)
             self._clean = False
+        before, begun = self._keys.counter, False
         try:
             if self._buffer is not None:
                 self.scheme.access_in_place(requests, self._buffer)
             else:
                 self.backend.write_all(self._drive(self.scheme.access(requests)).writes)
-            if self.directory is not None:
-                self.directory.apply(note)
+            begun = True
+            self._note(note)
         except KeyboardInterrupt:
-            if self._buffer is None:
+            if self._buffer is None or not self._keys.whole or begun:
                 self._trouble = StoreClosedError
-            raise  # in place the kernel's call is whole or not begun
+            elif self._keys.counter != before:  # the one call was made, and must not be half an access
+                self._trouble = StoreClosedError
+                self._note(note)
+                self._trouble = None
+                self.sequence += 1
+            raise
         except BaseException as error:
             raise self.fail(error) from None
         self.sequence += 1
@@ -173,12 +176,16 @@ class Engine:
                 if self._synced:
                     self.backend.sync()
             self.sequence = sequence
-            if self.directory is not None and not known:
-                self.directory.apply(note)
+            if not known:
+                self._note(note)
             if outcome.grown:
                 self.checkpoint()
         except BaseException as error:
             raise self.fail(error) from error.__cause__
+
+    def _note(self, note: bytes) -> None:
+        if self.directory is not None:
+            self.directory.apply(note)
 
     def _drive(self, access: Access) -> Outcome:
         try:

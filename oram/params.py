@@ -12,6 +12,8 @@ TAG_SIZE = 16  # bytes of authentication tag behind each sealed slot
 DEFAULT_TREE_TOP = 16 << 20  # bytes of client memory for the levels that never leave the client
 MAX_CAPACITY = 1 << 31  # blocks: addresses and leaves are 32 bits, all ones is reserved
 MAX_BLOCK_SIZE = 1 << 24  # bytes
+MAX_SLOT = 1 << 31  # bytes: libcrypto's lengths are C's int
+MAX_POOL = 1 << 29  # blocks: chains are 32-bit integers, and the pool can grow
 
 #: Stash that Path ORAM's table 3 gives for a failure probability of 2^-80, by Z. Above it an alarm is raised, never an error.
 STASH_BOUND = {4: 89, 5: 63, 6: 53}
@@ -112,7 +114,11 @@ class PathGeometry:
             T += 1
         heights = [params.page_levels] if params.page_levels else range(1, 7)
         fitting = [cls._whole(capacity, block_size, Z, L, T, min(h, L + 1)) for h in heights]
-        return min(fitting, key=lambda g: g.layers * (cost.slot + cost.byte * g.slot_size))
+        fitting = [g for g in fitting if g.slot_size < MAX_SLOT]
+        refuse([] if fitting else ["a page must be smaller than 2 GiB: lower block_size, Z or page_levels"])
+        best = min(fitting, key=lambda g: g.layers * (cost.slot + cost.byte * g.slot_size))
+        refuse([] if best.pool_size <= MAX_POOL else [f"tree_top is too large: it may hold {MAX_POOL} blocks"])
+        return best
 
     @classmethod
     def _whole(cls, N: int, B: int, Z: int, L: int, T: int, h: int) -> PathGeometry:

@@ -22,7 +22,7 @@ def load(name: str) -> KernelSet:
     if name == "native":
         try:
             from oram.kernels import native
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # not built, or built from older sources
             raise ParameterError("the native kernels are not built here; run `oram doctor`") from error
         return cast(KernelSet, native)
     raise ParameterError("ORAM_KERNELS must be 'native' or 'reference'")

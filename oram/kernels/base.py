@@ -119,9 +119,13 @@ class PoolFullError(Exception):
 
 
 class Keys(Protocol):
-    """Sealing keys by generation; new pages are sealed under the current one."""
+    """Sealing keys by generation; new pages are sealed under the current one.
+
+    whole: whether an access in place is one call that no signal can cut in two.
+    """
 
     current: int
+    whole: bool
 
     @property
     def counter(self) -> int:

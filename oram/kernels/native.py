@@ -22,6 +22,11 @@ def pointer(kind: str, array: np.ndarray[Any, Any]) -> Any:
     return ffi.from_buffer(kind, array)
 
 
+def writable(kind: str, array: np.ndarray[Any, Any]) -> Any:
+    """The same for memory that C writes. ValueError if it is read-only."""
+    return ffi.from_buffer(kind, array, require_writable=True)
+
+
 def aegis() -> Any:
     """The module of pyaegis with libaegis' functions."""
     try:
@@ -35,6 +40,8 @@ def aegis() -> Any:
 
 class NativeKeys:
     """Cipher contexts by generation, in a table that C reads."""
+
+    whole = True
 
     def __init__(self, cipher: str, key_of: Callable[[int], bytes]) -> None:
         self._key_of = key_of
@@ -70,20 +77,19 @@ class NativeKeys:
         return context
 
     def _grow(self, count: int) -> None:
-        self._table = ffi.new("void *[]", count)
+        table = ffi.new("void *[]", count)
         for generation, context in self._alive.items():
-            self._table[generation] = context
-        self.struct.contexts, self.struct.count = self._table, count
+            table[generation] = context
+        self.struct.contexts = table  # in this order: what C reads is alive, whatever interrupts us
+        self._table, self.struct.count = table, count
 
     def load(self, generation: int) -> None:
         """Make the context of a generation, once."""
-        if generation in self._alive:
-            return
+        if generation not in self._alive:
+            self._alive[generation] = self._context(self._key_of(generation))
         if generation >= self.struct.count:
             self._grow(2 * generation)
-        context = self._context(self._key_of(generation))
-        self._alive[generation] = context
-        self._table[generation] = context
+        self._table[generation] = self._alive[generation]
 
     @property
     def counter(self) -> int:
@@ -105,7 +111,7 @@ class NativeKeys:
         if code == lib.ORAM_POOL_FULL:
             raise PoolFullError
         if code:
-            raise RuntimeError("the cipher failed")
+            raise RuntimeError("the cipher failed, or the state is not sound")
 
 
 class NativeRequests(Requests):
@@ -144,14 +150,18 @@ class NativePath:
         self._reserve(1)
 
     def _attach(self, state: PathState) -> None:
-        self._state, c = state, self._struct
-        c.position, c.refs, c.head = (
-            pointer("uint32_t[]", state.position),
-            pointer("uint64_t[]", state.refs),
-            pointer("int32_t[]", state.head),
+        c = self._struct
+        position, refs, head = (
+            writable("uint32_t[]", state.position),
+            writable("uint64_t[]", state.refs),
+            writable("int32_t[]", state.head),
         )
-        c.pool_addr, c.pool_leaf = pointer("uint32_t[]", state.pool_addr), pointer("uint32_t[]", state.pool_leaf)
-        c.pool_next, c.pool_data = pointer("int32_t[]", state.pool_next), pointer("uint8_t[]", state.pool_data)
+        addr, leaf = writable("uint32_t[]", state.pool_addr), writable("uint32_t[]", state.pool_leaf)
+        chain, data = writable("int32_t[]", state.pool_next), writable("uint8_t[]", state.pool_data)
+        # from here on nothing is called, so that nothing can come between the arrays and their pointers
+        self._state = state
+        c.position, c.refs, c.head = position, refs, head
+        c.pool_addr, c.pool_leaf, c.pool_next, c.pool_data = addr, leaf, chain, data
         c.pool_cap, c.pool_free, c.pool_used = state.pool_addr.size, state.free, state.used
 
     @property
@@ -162,27 +172,31 @@ class NativePath:
 
     @state.setter
     def state(self, state: PathState) -> None:
+        self._capacity = 0  # as in _reserve
         self._attach(state)
         self._make_scratch()  # the requests stay: a batch that found the pool full is still in them
 
     def _reserve(self, m: int) -> None:
-        self._capacity = m
+        self._capacity = 0  # C may not run before all memory is there, whatever interrupts us
         self._requests = NativeRequests(m, self._geometry.B)
-        self._path = np.zeros(m, np.uint32)
-        self._slots = np.zeros(m * self._geometry.layers, np.int64)
-        self._c_path, self._c_slots = pointer("uint32_t[]", self._path), pointer("uint64_t[]", self._slots)
         self._make_scratch()
 
     def _make_scratch(self) -> None:
-        self._scratch = np.zeros(lib.oram_path_scratch(self._struct, self._capacity) // 8 + 1, np.uint64)
+        m = self._requests.capacity
+        self._region: Slots | None = None  # whose pointers, with those below, are in _in_place
+        self._planned = -1  # pages of the plan in scratch, -1 where there is none
+        self._path = np.zeros(m, np.uint32)
+        self._slots = np.zeros(m * self._geometry.layers, np.int64)
+        self._c_path, self._c_slots = pointer("uint32_t[]", self._path), pointer("uint64_t[]", self._slots)
+        self._scratch = np.zeros(lib.oram_path_scratch(self._struct, m) // 8 + 1, np.uint64)
         self._c_scratch = pointer("uint8_t[]", self._scratch)
-        self._region: Slots | None = None  # whose pointers, with those above, are in _in_place
+        self._capacity = m
 
     def requests(self, m: int) -> Requests:
         """The kernel's own request buffers, for a batch of m."""
         if m > self._capacity:
             self._reserve(max(m, min(2 * self._capacity, self._geometry.max_batch)))
-        self._requests.m = m
+        self._requests.m, self._planned = m, -1
         return self._requests
 
     def _plan(self) -> int:
@@ -193,32 +207,40 @@ class NativePath:
             )
         )
 
+    def _check(self, requests: Requests) -> None:
+        if requests is not self._requests or not 0 <= requests.m <= self._capacity:
+            raise ValueError("these requests are not the kernel's, or have outgrown it")
+
     def plan(self, requests: Requests) -> PathPlan:
         """Which pages the batch reads."""
-        assert requests is self._requests
-        pages = self._plan()
+        self._check(requests)
+        self._planned = pages = self._plan()
         return PathPlan(self._path[: requests.m].copy(), self._slots[:pages].copy())
 
     def access(self, requests: Requests, plan: PathPlan, pages: Slots) -> U32:
         """Open, serve, evict and seal."""
-        assert requests is self._requests
+        self._check(requests)
         r, n = self._requests, plan.slots.size
+        if n != self._planned or pages.data.shape != (n, self._geometry.slot_size) or pages.present.shape != (n,):
+            raise ValueError("another plan, or pages of another shape")
         placed = np.empty((n, self._geometry.buckets * self._geometry.Z), np.uint32)
         self._keys.run(
             lib.oram_path_access, self._struct, self._keys.struct, r.m, r.c_ops, r.c_addresses, r.c_draws, n, self._c_slots,
-            pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present), 0, r.c_data, r.c_out,
+            writable("uint8_t[]", pages.data), writable("uint8_t[]", pages.present), 0, r.c_data, r.c_out,
             pointer("uint32_t[]", placed), r.c_where, r.c_pool, r.c_after, self._c_scratch,
         )  # fmt: skip
         return placed
 
     def access_in_place(self, requests: Requests, region: Slots) -> None:
         """Plan and access over the region's own memory."""
-        assert requests is self._requests
+        self._check(requests)
         if self._region is not region:
-            r = self._requests
+            r, g = self._requests, self._geometry
+            if region.data.shape != (g.slots, g.slot_size) or region.present.shape != (g.slots,):
+                raise ValueError("a region of another shape")
             self._in_place = (
-                r.c_ops, r.c_addresses, r.c_draws, self._c_path, self._c_slots, pointer("uint8_t[]", region.data),
-                pointer("uint8_t[]", region.present), r.c_data, r.c_out, self._c_scratch,
+                r.c_ops, r.c_addresses, r.c_draws, self._c_path, self._c_slots, writable("uint8_t[]", region.data),
+                writable("uint8_t[]", region.present), r.c_data, r.c_out, self._c_scratch,
             )  # fmt: skip
             self._region = region
         self._keys.run(lib.oram_path_in_place, self._struct, self._keys.struct, requests.m, *self._in_place)
@@ -264,7 +286,7 @@ class NativeLinear:
         """Open, serve and seal every page."""
         assert requests is self._requests
         if self._pages is None or self._pages[0] is not pages:
-            self._pages = pages, pointer("uint8_t[]", pages.data), pointer("uint8_t[]", pages.present)
+            self._pages = pages, writable("uint8_t[]", pages.data), writable("uint8_t[]", pages.present)
         g, r = self._geometry, self._requests
         self._keys.run(
             lib.oram_linear_access, self._keys.struct, g.N, g.B, g.g, g.slots, self._c_base, r.m, r.c_ops, r.c_addresses,
@@ -296,18 +318,19 @@ class NativeLinear:
         """Seal all blocks."""
         g, keys = self._geometry, self._keys
         sealed = np.empty((g.slots, g.slot_size), np.uint8)
+        counter = keys.counter
+        keys.struct.counter += g.slots  # before the first seal
         keys.run(
             lib.oram_seal_many,
             keys.struct.cipher,
             keys.struct.contexts[keys.current],
-            keys.counter,
+            counter,
             g.slots,
             g.plain,
             pointer("uint8_t[]", blocks),
             pointer("uint8_t[]", sealed),
         )
-        self.base[0] = keys.current << COUNTER_BITS | keys.counter
-        keys.struct.counter += g.slots
+        self.base[0] = keys.current << COUNTER_BITS | counter
         return sealed
 
 

@@ -67,6 +67,8 @@ class Aegis256:
 class ReferenceKeys:
     """AEAD objects by generation."""
 
+    whole = False
+
     def __init__(self, cipher: str, key_of: Callable[[int], bytes]) -> None:
         if cipher not in ("aes-256-gcm", "aegis-256"):
             raise CipherUnavailableError(f"unknown cipher {cipher!r}")
@@ -87,6 +89,14 @@ class ReferenceKeys:
         """Seal under this generation from now on, from counter 0."""
         self._aead(generation)
         self.current, self.counter = generation, 0
+
+    def take(self, n: int) -> int:
+        """The next n nonces, spent before the first seal: whatever happens then, none is used twice."""
+        first = self.counter
+        if first + n > 1 << COUNTER_BITS:
+            raise RuntimeError("no nonces are left in this generation")
+        self.counter += n
+        return first
 
     def seal(self, slot: int, counter: int, plain: bytes) -> bytes:
         """Seal under the current generation."""
@@ -260,11 +270,11 @@ class ReferencePath:
         entries, found = self._gather(union, top, wanted)
         self._serve(requests, rows, entries, found)
         placed, stay = self._evict(union, top, entries)
-        written = self._write(union, placed, pages)
-        state.refs[top] = np.arange(self._keys.counter, self._keys.counter + len(top), dtype=np.uint64) | np.uint64(
+        first = self._keys.take(len(union))
+        written = self._write(union, placed, pages, first)
+        state.refs[top] = np.arange(first, first + len(top), dtype=np.uint64) | np.uint64(
             self._keys.current << COUNTER_BITS
         )
-        self._keys.counter += len(union)
         self._report(requests, rows, found, stay)
         self._settle(entries, stay)
         for r in range(requests.m):
@@ -352,9 +362,9 @@ class ReferencePath:
                     client.setdefault(up, []).extend(theirs)
         return placed, stay
 
-    def _write(self, union: list[Page], placed: dict[Node, list[Entry]], pages: Slots) -> U32:
+    def _write(self, union: list[Page], placed: dict[Node, list[Entry]], pages: Slots, first: int) -> U32:
         """WriteBucket for the whole union."""
-        g, first = self._geometry, self._keys.counter
+        g = self._geometry
         counter = {page.slot: first + i for i, page in enumerate(union)}
         written = np.full((len(union), g.buckets * g.Z), EMPTY, np.uint32)
         for i, page in enumerate(union):
@@ -427,12 +437,12 @@ class ReferencePath:
         """Seal given content."""
         g = self._geometry
         sealed = np.empty((slots.size, g.slot_size), np.uint8)
+        first = self._keys.take(slots.size)
         for i, slot in enumerate(slots.tolist()):
             rows = source[i].tolist()
             meta = [(EMPTY, 0) if k < 0 else (int(addr[k]), int(leaf[k])) for k in rows]
             content = [bytes(g.B) if k < 0 else blocks[k].tobytes() for k in rows]
-            sealed[i] = self._seal(slot, self._keys.counter + i, children[i], meta, content)
-        self._keys.counter += slots.size
+            sealed[i] = self._seal(slot, first + i, children[i], meta, content)
         return sealed
 
 
@@ -485,11 +495,11 @@ class ReferenceLinear:
         """Seal all blocks."""
         g, keys = self._geometry, self._keys
         plain = blocks.reshape(g.slots, g.plain)
+        first = keys.take(g.slots)
         sealed = np.array(
-            [np.frombuffer(keys.seal(i, keys.counter + i, plain[i].tobytes()), np.uint8) for i in range(g.slots)]
+            [np.frombuffer(keys.seal(i, first + i, plain[i].tobytes()), np.uint8) for i in range(g.slots)]
         )
-        self.base[0] = keys.current << COUNTER_BITS | keys.counter
-        keys.counter += g.slots
+        self.base[0] = keys.current << COUNTER_BITS | first
         return sealed
 
 

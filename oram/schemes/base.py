@@ -36,6 +36,7 @@ class Scheme(Protocol):
     capacity: int
     block_size: int
     max_batch: int
+    max_pages: int  # that one access seals at most
 
     def regions(self) -> dict[str, RegionShape]:
         """The regions it needs at the server."""

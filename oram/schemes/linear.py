@@ -29,6 +29,7 @@ class LinearORAM:
     def __init__(self, geometry: LinearGeometry, region: str, kernels: KernelSet, keys: Keys) -> None:
         self.geometry, self.region = geometry, region
         self.capacity, self.block_size, self.max_batch = geometry.N, geometry.B, geometry.max_batch
+        self.max_pages = geometry.slots
         self._base: U64 = np.zeros(1, np.uint64)
         self._kernel = kernels.linear(geometry, self._base, keys)
         self._all = np.arange(geometry.slots)

@@ -41,6 +41,7 @@ class PathORAM:
     ) -> None:
         self.geometry, self.region = geometry, region
         self.capacity, self.block_size, self.max_batch = geometry.N, geometry.B, geometry.max_batch
+        self.max_pages = max(1024, self.max_batch) * geometry.layers
         self._keys = keys
         self._kernel = kernels.path(geometry, PathState.empty(geometry, position, pool_size), keys)
 

@@ -368,7 +368,7 @@ class CounterPerBucket(ReferencePath):
     def _reference(self, slot: int) -> int:
         return self._keys.current << COUNTER_BITS | self._count[slot]
 
-    def _write(self, union: list[Any], placed: dict[Any, Any], pages: Slots) -> U32:
+    def _write(self, union: list[Any], placed: dict[Any, Any], pages: Slots, first: int) -> U32:
         g = self._geometry
         cells = g.buckets * g.Z
         written = np.full((len(union), cells), EMPTY, np.uint32)
