@@ -133,8 +133,9 @@ def fresh(site: Site, header: Header, incarnation: int, durability: Durability) 
     site.backend.drop(f"slots.{incarnation}")
     site.backend.drop(f"clock.{incarnation}")
     journal = _journal(site, header, incarnation, existing=False)
+    generation = journal.new_generation()  # its salt also says where the blocks begin
     engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
-    engine.start()
+    engine.start(generation)
     return engine
 
 
@@ -155,7 +156,7 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
         engine.checkpoint(puts=puts, deletes=deletes, writes=now)
     if not joint:
         site.backend.write_all(writes[1:])
-        site.backend.sync()
+    engine.settle()
     site.drop_all_but(journal.incarnation)
 
 
@@ -164,6 +165,9 @@ def reopen(
 ) -> tuple[Engine, Header]:
     """The store at this site, recovered and ready."""
     header = Header.open(site.header(), credential)
+    server = site.server_header()
+    if server is not None and Header.peek(server).public.get("store") != header.public["store"]:
+        raise IntegrityError("client state and slots belong to different stores")
     incarnation = Journal.incarnation_of(site.file)
     journal = _journal(site, header, incarnation, existing=True)
     if journal.meta.backup and not from_backup:

@@ -64,7 +64,8 @@ class Engine:
         self.sequence = journal.meta.sequence
         self._keys, self._clock, self._unit = keys, clock, unit  # unit: requests of the usual batch
         self._logged, self._synced = durability is not Durability.NONE, durability is Durability.SYNC
-        self._clean = True  # without a log: the checkpoint is up to date
+        self._marked = False  # without a log: the file knows that it is behind
+        self._ahead = False  # without a log: it is
         self._joint = journal.file.shared is backend
         self._buffer: Callable[[str], Slots] | None = None
         if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:
@@ -90,9 +91,16 @@ class Engine:
         if self._trouble is not None:
             if self._trouble is PoisonedError:
                 raise PoisonedError("an earlier access found changed data; this store refuses further work")
-            raise StoreClosedError("the store is closed, or failed in the middle of an access: open it again")
-        if os.getpid() != self._pid:
+            raise StoreClosedError(
+                "the store is closed, or failed in the middle of an access: close it, then open it again"
+            )
+        if self.forked:
             raise ForkedStoreError("this store was opened before a fork; open it in one process only")
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that opened the store."""
+        return os.getpid() != self._pid
 
     def fail(self, error: BaseException) -> BaseException:
         """Put the handle out of use after a failure in the middle; returns what to raise."""
@@ -106,9 +114,9 @@ class Engine:
         self._trouble = StoreClosedError
         return error
 
-    def start(self) -> None:
-        """Begin a generation: nothing is sealed before its salt is durable."""
-        self._keys.start(self.journal.new_generation())
+    def start(self, generation: int | None = None) -> None:
+        """Begin a generation, a new one by default: nothing is sealed before its salt is durable."""
+        self._keys.start(self.journal.new_generation() if generation is None else generation)
 
     def retire(self) -> None:
         """No further use."""
@@ -128,9 +136,11 @@ class Engine:
         if self._logged:
             self._logged_access(self.sequence + 1, requests, note)
             return
-        if self._clean:
+        if not self._marked:
+            self._ahead = True
             self.journal.mark(dirty=True)
-            self._clean = False
+            self.journal.file.sync()
+            self._marked = True
         before, begun = self._keys.counter, False
         try:
             if self._buffer is not None:
@@ -180,6 +190,7 @@ class Engine:
                 self._note(note)
             if outcome.grown:
                 self.checkpoint()
+                self.settle()
         except BaseException as error:
             raise self.fail(error) from error.__cause__
 
@@ -237,6 +248,7 @@ class Engine:
             self._logged_access(intent.sequence, requests, Directory.no_notes(intent.note_size // Directory.NOTE))
         if self.growth != self.journal.meta.growth:
             self.checkpoint()
+            self.settle()
 
     def _landed(self, intent: Intent | None) -> bool:
         """Whether the last committed write reached the server, by its clock."""
@@ -282,19 +294,30 @@ class Engine:
 
     def flush(self) -> None:
         """Make everything acknowledged so far survive power loss."""
-        if not self._logged and not self._clean:
+        if self._ahead:
+            self._marked = (
+                False  # before the file says the same: an access in between, or after an interrupt, marks it again
+            )
             self.backend.write_all([self.tick(self.sequence)])
             self.backend.sync()
             self.checkpoint()
-            self._clean = True
+            self._ahead = False
         self.backend.sync()
         self.journal.file.sync()
 
+    def settle(self) -> None:
+        """Make it survive what ``durability`` says."""
+        if self._synced:
+            self.journal.file.sync()
+            self.backend.sync()
+
     def close(self) -> None:
         """Leave the store so that it can be opened again."""
-        if self._trouble is None and not self._logged:
-            self.flush()
-        self.retire()
+        try:
+            if self._trouble is None and not self._logged:
+                self.flush()
+        finally:
+            self.retire()
 
     def scan(self) -> Iterator[tuple[I64, U8]]:
         """Every live block. The caller runs it to its end."""

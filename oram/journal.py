@@ -12,13 +12,16 @@ Keys of the file (big-endian integers, ``inc`` = incarnation):
 
 The ring. A commit rewrites the next piece, or the next few, as they were before its access, and puts its record with the last
 of them. A record is needed until every piece was taken after it, which is exactly when its turn comes to be overwritten: so the ring
-is the whole journal, nothing is ever trimmed, and one entry is all that a small access adds to its transaction.
+is the whole journal, nothing is ever trimmed, and one entry is all that a small access adds to its transaction. Each entry names
+the tag of the one before it, and meta that of the last: so an entry of a commit that never took effect, which the disk may still hold,
+does not fit.
 
 docs/formats.md has the layouts.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +36,9 @@ from oram.state import Pieces
 
 HEADER = b"header"
 META = b"meta"
-_META = struct.Struct("<IQQQ???")
+_META = struct.Struct("<QQQQ16s32s???")
 _INTENT = struct.Struct("<QII")
-_ENTRY = struct.Struct("<QIII")  # sequence (0 = no record), bytes of piece, record and note
+_ENTRY = struct.Struct("<Q16sIII")  # sequence (0 = no record), tag of the entry before, bytes of piece, record and note
 ENTRY_OVERHEAD = _ENTRY.size + OVERHEAD
 _WRITE = struct.Struct("<HQQ")
 
@@ -44,16 +47,18 @@ _WRITE = struct.Struct("<HQQ")
 class Meta:
     """The root of the client state: from it follows which version of every other entry is the right one."""
 
-    layout: int = 0  # full checkpoints written
+    layout: int = 0  # a random number for each full checkpoint
     cursor: int = 0  # pieces written since
     sequence: int = 0  # accesses committed
     growth: int = 0  # rows of the growing arrays
+    newest: bytes = bytes(16)  # tag of the entry written last
+    salts: bytes = bytes(32)  # digest of the generations' salts
     sparse: bool = False  # pieces not written since creation are absent, and as a new store has them
     dirty: bool = False  # durability="none" and not closed
     backup: bool = False
 
     def pack(self) -> bytes:
-        return _META.pack(self.layout, self.cursor, self.sequence, self.growth, self.sparse, self.dirty, self.backup)
+        return _META.pack(*(getattr(self, field) for field in self.__slots__))
 
     @classmethod
     def unpack(cls, data: bytes) -> Meta:
@@ -87,6 +92,11 @@ class Record:
     note: bytes
 
 
+def _layout() -> int:
+    """The name of a full checkpoint: one that did not take effect must not fit in its place."""
+    return int.from_bytes(os.urandom(8), "little")
+
+
 def _key(kind: bytes, incarnation: int, *rest: int) -> bytes:
     return kind + struct.pack(f">I{'Q' * len(rest)}", incarnation, *rest)
 
@@ -96,6 +106,7 @@ class Journal:
 
     def __init__(self, file: StateFile, keyring: Keyring, incarnation: int, meta: Meta) -> None:
         self.file, self.keyring, self.incarnation, self.meta = file, keyring, incarnation, meta
+        self.installed = False  # whether the file's meta is this incarnation's
 
     # --- reading
 
@@ -115,9 +126,13 @@ class Journal:
 
     @classmethod
     def open(cls, file: StateFile, keyring: Keyring, incarnation: int) -> Journal:
-        """IntegrityError if meta does not open."""
+        """IntegrityError if meta does not open, or belongs to other salts."""
         blob = file.get(META) or b""
-        return cls(file, keyring, incarnation, Meta.unpack(keyring.open(META, blob[4:])))
+        journal = cls(file, keyring, incarnation, Meta.unpack(keyring.open(META, blob[4:])))
+        if journal.meta.salts != keyring.salts_digest():
+            raise IntegrityError("the client state was changed")
+        journal.installed = True
+        return journal
 
     def _need(self, key: bytes) -> bytes:
         blob = self.file.get(key)
@@ -128,12 +143,15 @@ class Journal:
     def load(self, pieces: Pieces) -> list[Record]:
         """Fill the arrays from the pieces; return the records of the ring, in order, to be applied on top."""
         meta, found = self.meta, []
+        chain: dict[int, tuple[bytes, bytes]] = {}  # turn -> tag of the entry, and the one it names
         for i in range(pieces.count):
             turn = pieces.turn(i, meta.cursor)
             if meta.sparse and turn == 0:
                 continue
-            plain = self.keyring.open(self._entry_label(i, turn), self._need(self._entry_key(i)))
-            sequence, piece, scheme, note = _ENTRY.unpack_from(plain)
+            blob = self._need(self._entry_key(i))
+            plain = self.keyring.open(self._entry_label(i, turn), blob)
+            sequence, before, piece, scheme, note = _ENTRY.unpack_from(plain)
+            chain[turn] = blob[-16:], before
             at = _ENTRY.size
             if len(plain) != at + piece + scheme + note:
                 raise IntegrityError("the client state was changed")
@@ -144,6 +162,11 @@ class Journal:
             if sequence:
                 at += piece
                 found.append((turn, Record(sequence, plain[at : at + scheme], plain[at + scheme :])))
+        tag = meta.newest
+        for turn in range(meta.cursor, max(0, meta.cursor - pieces.count), -1):
+            if chain[turn][0] != tag:
+                raise IntegrityError("the client state was changed")
+            tag = chain[turn][1]
         # an access that recovery did again has two records, of which the later one stands
         records = {record.sequence: record for _, record in sorted(found, key=lambda pair: pair[0])}
         if self.committed and list(records) != list(range(meta.sequence - len(records) + 1, meta.sequence + 1)):
@@ -178,11 +201,13 @@ class Journal:
         )
 
     def write_back(self) -> list[SlotWrite]:
-        """The latest write-back, where it is journaled."""
+        """The write-back of the last access, where it is journaled."""
         blob = self.file.get(_key(b"w", self.incarnation))
         if blob is None:
             return []
-        plain, at, writes = self.keyring.open(b"write-back", blob), 0, []
+        plain, at, writes = self.keyring.open(b"write-back", blob), 8, []
+        if int.from_bytes(plain[:8], "little") != self.meta.sequence:
+            return []  # of an earlier access, before the backend became ATOMIC
         while at < len(plain):
             name, n, size = _WRITE.unpack_from(plain, at)
             at += _WRITE.size
@@ -205,9 +230,17 @@ class Journal:
 
     def new_generation(self) -> int:
         """Draw a generation, make its salt durable, seal under it from now on."""
-        generation, salt = self.keyring.new_generation()
-        self.file.commit([self.salt_entry(generation, salt)])
-        self.keyring.start(generation, salt)
+        keyring = self.keyring
+        generation, salt = keyring.new_generation()
+        before, counter = keyring.current, keyring.counter
+        keyring.start(generation, salt)
+        meta = replace(self.meta, salts=keyring.salts_digest())
+        try:
+            self.file.commit([self.salt_entry(generation, salt), *([self._meta(meta)] if self.installed else [])])
+        except BaseException:
+            keyring.undo(generation, before, counter)
+            raise
+        self.meta = meta
         return generation
 
     def log_intent(self, sequence: int, requests: Requests, note_size: int) -> None:
@@ -232,29 +265,32 @@ class Journal:
         write_back: Sequence[SlotWrite] = (),
     ) -> None:
         """The record and the pieces taken before the access; joined with ``writes`` where file and backend are one."""
-        puts, cursor = [], self.meta.cursor
+        old = self.meta
+        puts, cursor, tag = [], old.cursor, old.newest
         for k, piece in enumerate(taken, 1):
             i = cursor % pieces.count
             cursor += 1
             if k < len(taken):
-                plain = _ENTRY.pack(0, len(piece), 0, 0) + piece
+                plain = _ENTRY.pack(0, tag, len(piece), 0, 0) + piece
             else:
-                head = _ENTRY.pack(record.sequence, len(piece), len(record.scheme), len(record.note))
+                head = _ENTRY.pack(record.sequence, tag, len(piece), len(record.scheme), len(record.note))
                 plain = head + piece + record.scheme + record.note
-            puts.append((self._entry_key(i), self.keyring.seal(self._entry_label(i, cursor), plain)))
+            blob = self.keyring.seal(self._entry_label(i, cursor), plain)
+            tag = blob[-16:]
+            puts.append((self._entry_key(i), blob))
         if write_back:
-            body = b"".join(_pack_write(write) for write in write_back)
+            body = record.sequence.to_bytes(8, "little") + b"".join(_pack_write(write) for write in write_back)
             puts.append((_key(b"w", self.incarnation), self.keyring.seal(b"write-back", body)))
-        old = self.meta
-        meta = Meta(old.layout, cursor, record.sequence, old.growth, old.sparse, old.dirty, old.backup)
+        meta = Meta(old.layout, cursor, record.sequence, old.growth, tag, old.salts, old.sparse, old.dirty, old.backup)
         puts.append(self._meta(meta))
         self.file.commit(puts, writes=writes)
         self.meta = meta
 
     def begin(self, growth: int, *, puts: Sequence[tuple[bytes, bytes]], writes: Sequence[SlotWrite]) -> None:
         """The journal of a new, empty store: its pieces are as any new store has them, so none is written."""
-        self.meta = Meta(growth=growth, sparse=True)
+        self.meta = Meta(layout=_layout(), growth=growth, salts=self.keyring.salts_digest(), sparse=True)
         self.file.commit([*puts, self._meta(self.meta)], writes=writes)
+        self.installed = True
 
     def mark(self, *, dirty: bool) -> None:
         """Say that the arrays in memory are ahead of the file, or no longer."""
@@ -274,13 +310,15 @@ class Journal:
     ) -> None:
         """All pieces at once, in a new layout; what the old one needed goes in the same transaction."""
         old = [key for kind in (b"p", b"i", b"w") for key, _ in self.file.scan(_key(kind, self.incarnation))]
-        self.meta = Meta(layout=self.meta.layout + 1, sequence=sequence, growth=growth)
+        digest = self.keyring.salts_digest()
+        self.meta = Meta(layout=_layout(), sequence=sequence, growth=growth, salts=digest)
         entries = []
         for i in range(pieces.count):
             piece = pieces.take(i)
-            plain = _ENTRY.pack(0, len(piece), 0, 0) + piece
+            plain = _ENTRY.pack(0, bytes(16), len(piece), 0, 0) + piece
             entries.append((self._entry_key(i), self.keyring.seal(self._entry_label(i, 0), plain)))
         self.file.commit([*puts, *entries, self._meta(self.meta)], [*deletes, *old], writes=writes)
+        self.installed = True
 
     def mark_backup(self) -> tuple[bytes, bytes]:
         """The meta entry of a copy that must not be opened as it is."""

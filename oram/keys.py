@@ -116,7 +116,12 @@ class Header:
             public = json.loads(text[len(MAGIC) :])
             if public["format"] != 1 or not isinstance(public["kdf"], dict):
                 raise IntegrityError("this store was written by another format version")
-        except (ValueError, KeyError, TypeError):
+            words = [
+                word for part in (public, public["kdf"]) for word in part.values() if not isinstance(word, int | dict)
+            ]
+            if not all(isinstance(word, str) and word.isascii() and word.isprintable() for word in words):
+                raise IntegrityError("the header is damaged")  # nobody has authenticated it, and somebody may print it
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise IntegrityError("the header is damaged") from None
         return cls(public)
 
@@ -151,7 +156,7 @@ class Keyring:
         self._tag_key = derive(secret, store_id, "tag")
         self._state: dict[int, AESGCM] = {}
         self.current = 0
-        self._counter = 0
+        self.counter = 0  # next nonce of client state under it
         self.blocks = 0  # AES blocks of client state sealed under the current generation
 
     def new_generation(self) -> tuple[int, bytes]:
@@ -164,7 +169,13 @@ class Keyring:
     def start(self, generation: int, salt: bytes) -> None:
         """Seal client state under this generation from now on."""
         self.salts[generation] = salt
-        self.current, self._counter, self.blocks = generation, 0, 0
+        self.current, self.counter, self.blocks = generation, 0, 0
+
+    def undo(self, generation: int, before: int, counter: int) -> None:
+        """Forget a generation whose salt did not become durable."""
+        del self.salts[generation]
+        self._state.pop(generation, None)
+        self.current, self.counter = before, counter
 
     def _salt(self, generation: int) -> bytes:
         if generation not in self.salts:
@@ -172,27 +183,44 @@ class Keyring:
         return self.salts[generation]
 
     def page_key(self, generation: int) -> bytes:
-        """The kernel's sealing key for pages of one generation; it binds format, store, incarnation and cipher."""
-        return derive(self._secret, self._salt(generation), "pages", self._context)
+        """The kernel's sealing key for pages of one generation; it binds format, store, incarnation, cipher and generation."""
+        return self._derive(generation, "pages")
+
+    def _derive(self, generation: int, label: str) -> bytes:
+        # the number is bound as well: else another generation's salt could be put in the place of this one
+        return derive(self._secret, self._salt(generation), label, self._context + struct.pack("<I", generation))
+
+    def salts_digest(self) -> bytes:
+        """SHA-256 over all salts in order. IntegrityError if one is missing."""
+        digest = hashlib.sha256()
+        for generation in range(1, len(self.salts) + 1):
+            if generation not in self.salts:
+                raise IntegrityError("the client state was changed")
+            digest.update(self.salts[generation])
+        return digest.digest()
 
     def tag(self, key: bytes) -> bytes:
         """128-bit PRF of a user's key, by keyed BLAKE2b."""
         return hashlib.blake2b(key, digest_size=16, key=self._tag_key).digest()
 
     def initial_positions(self, size: int) -> bytes:
-        """A keystream of ``size`` bytes, the same at every call: where the blocks of a new store are. AES-256-CTR."""
-        encryptor = Cipher(AES(derive(self._secret, self._context, "positions")), CTR(bytes(16))).encryptor()
+        """A keystream of ``size`` bytes, the same at every call: where the blocks of a new incarnation are. AES-256-CTR.
+
+        It comes from the random salt of the first generation, so that an incarnation that is made twice, because the first was
+        rolled back, does not begin at the same places.
+        """
+        encryptor = Cipher(AES(self._derive(1, "positions")), CTR(bytes(16))).encryptor()
         return encryptor.update(bytes(size))
 
     def _aead(self, generation: int) -> AESGCM:
         if generation not in self._state:
-            self._state[generation] = AESGCM(derive(self._secret, self._salt(generation), "state", self._context))
+            self._state[generation] = AESGCM(self._derive(generation, "state"))
         return self._state[generation]
 
     def seal(self, what: bytes, data: bytes) -> bytes:
         """Seal client state; ``what`` says which piece it is and is bound to it."""
-        prefix = _PREFIX.pack(self.current, self._counter)
-        self._counter += 1
+        prefix = _PREFIX.pack(self.current, self.counter)
+        self.counter += 1
         self.blocks += len(data) // 16 + 4
         return prefix + self._aead(self.current).encrypt(prefix[4:] + bytes(4), data, what)
 

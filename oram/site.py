@@ -20,9 +20,15 @@ _FIRST = np.zeros(1, np.int64)
 class Site:
     """One store's place, held exclusively from construction to ``release``."""
 
-    def __init__(self, where: str | Backend, state: str | os.PathLike[str] | None, *, sync: bool, create: bool) -> None:
-        self.owned = isinstance(where, str)
-        self.backend = open_url(where, sync=sync, create=create) if isinstance(where, str) else where
+    def __init__(
+        self, where: str | os.PathLike[str] | Backend, state: str | os.PathLike[str] | None, *, sync: bool, create: bool
+    ) -> None:
+        self.owned = not isinstance(where, Backend)
+        if isinstance(where, Backend):
+            self.backend = where
+        else:
+            url = where if isinstance(where, str) else f"lmdb:{os.fspath(where)}"
+            self.backend = open_url(url, sync=sync, create=create)
         try:
             self.backend.acquire()
         except BaseException:

@@ -36,6 +36,7 @@ from oram.errors import (
     AddressError,
     BlockSizeError,
     CapacityError,
+    ForkedStoreError,
     HandleError,
     IntegrityError,
     KeyTypeError,
@@ -73,7 +74,7 @@ _INTEGERS = (int, np.integer)
 
 
 def create(
-    where: str | Backend,
+    where: str | os.PathLike[str] | Backend,
     *,
     key: bytes | None = None,
     passphrase: str | None = None,
@@ -91,7 +92,7 @@ def create(
 ) -> ObliviousStore:
     """Make a new store and open it.
 
-    where: ``"memory:"``, ``"lmdb:PATH"`` or a Backend. key: 32 bytes (``generate_key``); or passphrase: through Argon2id.
+    where: ``"memory:"``, ``"lmdb:PATH"``, a ``pathlib.Path`` (the same as ``lmdb:``) or a Backend. key: 32 bytes (``generate_key``); or passphrase: through Argon2id.
     capacity: records (blocks where ``keyed`` is False). block_size: bytes of a block; a record is
     ``blocks_per_value`` blocks, and key and value together may have that many bytes less ``record.OVERHEAD`` = 7.
     scheme: "path", "linear", a params object, or None for the cheaper one by measurement. cipher: "aes-256-gcm" or "aegis-256".
@@ -106,7 +107,7 @@ def create(
     params, level = _check(
         capacity, block_size, scheme, blocks_per_value, keyed, cipher, durability, tree_top, items is not None
     )
-    durable = where.startswith("lmdb:") if isinstance(where, str) else Capability.DURABLE in where.capabilities
+    durable = Capability.DURABLE in where.capabilities if isinstance(where, Backend) else str(where) != "memory:"
     cost = ON_DISK if durable else IN_MEMORY
     shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cost, cipher, keyed)
     site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=True)
@@ -126,7 +127,7 @@ def create(
 
 
 def open(
-    where: str | Backend,
+    where: str | os.PathLike[str] | Backend,
     *,
     key: bytes | None = None,
     passphrase: str | None = None,
@@ -150,7 +151,7 @@ def open(
         raise
 
 
-def info(where: str | Backend, *, state: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def info(where: str | os.PathLike[str] | Backend, *, state: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """The public header of a store, without its key and therefore not authenticated. Cost: no access. Leaks: that it was looked at."""
     site = Site(where, state, sync=True, create=False)
     try:
@@ -160,8 +161,8 @@ def info(where: str | Backend, *, state: str | os.PathLike[str] | None = None) -
 
 
 def restore(
-    source: str | Backend,
-    where: str | Backend,
+    source: str | os.PathLike[str] | Backend,
+    where: str | os.PathLike[str] | Backend,
     *,
     key: bytes | None = None,
     passphrase: str | None = None,
@@ -349,6 +350,30 @@ class Stats:
     state_bytes: int  #: of the persisted client state
 
 
+class Gate:
+    """A lock that a thread cannot take twice: an access inside an access would find its buffers in use.
+
+    A signal handler, a finalizer or a ``visit`` that uses the store it interrupts gets HandleError, before anything happens;
+    a child of a fork gets ForkedStoreError, instead of waiting for a thread that it does not have.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._pid = threading.RLock(), False, os.getpid()
+
+    def __enter__(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedStoreError("this store was opened before a fork; open it in one process only")
+        self._lock.acquire()
+        if self._inside:  # only this thread can see it set
+            self._lock.release()
+            raise HandleError("this store is in the middle of an operation of the same thread")
+        self._inside = True
+
+    def __exit__(self, *_: object) -> None:
+        self._inside = False
+        self._lock.release()
+
+
 class ObliviousStore(MutableMapping[bytes, bytes]):
     """A mutable mapping from bytes to bytes whose server learns nothing from which records are touched.
 
@@ -365,7 +390,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         self._shape = Shape.of(header.public)
         self._record_size = self._shape.blocks_per_value * self._shape.geometry.B
         self._durability = durability
-        self._lock = threading.RLock()
+        self._lock = Gate()
         self._no_note = Directory.note([None])
         self._limit = max(1, engine.scheme.max_batch // self._shape.blocks_per_value)  # records a batch
         self.blocks = Blocks(self)
@@ -546,9 +571,14 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         with self._lock:
             looked = [self._look(key) for key in keys]
             values: list[bytes | None] = [None] * len(looked)
+            failure: IntegrityError | None = None
             for i, blob in self._many([(Op.READ, found, b"", None) for _, _, found in looked], size):
-                if looked[i][2] >= 0:
-                    values[i] = self._value(blob, looked[i][0])
+                try:
+                    values[i] = self._value(blob, looked[i][0]) if looked[i][2] >= 0 else None
+                except IntegrityError as error:  # after the last batch: where it was is nobody's business
+                    failure = error
+            if failure is not None:
+                raise failure
             return values
 
     def put_many(self, items: Pairs, *, size: int | None = None) -> None:
@@ -686,7 +716,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         """Bulk load: read every slot, merge the items in memory, write every slot once, with fresh positions.
 
         Much cheaper than ``put_many`` where a good part of the store is loaded. All or nothing. CapacityError, and what ``put_many`` raises, with the
-        store unchanged. Cost: one scan and one rewriting of all slots, whatever is loaded. Leaks: that it took place. Client memory: all records.
+        content unchanged. Cost: one scan and one rewriting of all slots, whatever is loaded. Leaks: that it took place. Client memory: all records.
         """
         with self._lock:
             self._directory()
@@ -702,6 +732,12 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         with self._lock:
             self._renew(credential, [], keep=True)
 
+    def _overflows(self, items: Pairs) -> bool:
+        """Whether these items bring more new keys than there is room for."""
+        directory, tag_of = self._directory(), self._engine.journal.keyring.tag
+        new = {tag for tag in (tag_of(key) for key, _ in _pairs(items)) if directory.find(tag) < 0}
+        return len(directory) + len(new) > self._shape.records
+
     def _renew(
         self, credential: Credential | None, items: Pairs, *, keep: bool, progress: Progress | None = None
     ) -> None:
@@ -714,6 +750,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             blob = header.seal(credential)
             header = Header(Header.peek(blob).public, header.secret)
         incarnation = old.journal.incarnation + 1
+        full = bool(items) and self._overflows(items)
         addresses, blocks = (
             _collect(old) if keep else (np.empty(0, np.int64), np.empty((0, self._shape.geometry.B), np.uint8))
         )
@@ -723,11 +760,12 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             _retag(
                 new, self._shape, addresses, blocks, old.directory.tags if keep and old.directory is not None else None
             )
-            if items:
+            if items and not full:
                 extra, more = _absorb(new, self._shape, items, progress)
                 stays = ~np.isin(addresses, extra)
                 addresses, blocks = np.concatenate([addresses[stays], extra]), np.concatenate([blocks[stays], more])
-            _populate(new, addresses, blocks)
+            if keep:
+                _populate(new, addresses, blocks)
         except BaseException:
             site.drop_all_but(old.journal.incarnation)
             site.file.commit([], entries_of(site.file, incarnation))
@@ -738,6 +776,8 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             raise old.fail(error) from None
         old.retire()
         self._engine, self._header = new, header
+        if full:  # found out before, raised after: it costs the same
+            raise CapacityError("more items than the store has capacity for")
 
     # --- the handle
 
@@ -793,12 +833,15 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         with self._lock:
             self._engine.check()
             self._engine.flush()
-            self._site.copy_to(Path(path), [self._engine.journal.mark_backup()])
+            self._site.copy_to(Path(os.fspath(path).removeprefix("lmdb:")), [self._engine.journal.mark_backup()])
 
     def close(self) -> None:
         """Leave the store so that it can be opened again. Idempotent. Cost: no access; with durability "none" the client state is
         written. Leaks: that it was closed.
         """
+        if self._engine.forked:
+            self._engine.retire()
+            return
         with self._lock:
             if self._closed:
                 return

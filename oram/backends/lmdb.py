@@ -403,6 +403,9 @@ class _Environment:
         self.path = Path(path).absolute()
         self.dead = False
         self._sync = sync
+        self._settled = (
+            False  # whether nothing can lie unsynced in the file: an earlier process may have left something
+        )
         self._pid = os.getpid()
         self._why_dead = "the backend is closed"
         self._limit = None if max_map_size is None else _whole_pages(max_map_size)
@@ -489,12 +492,13 @@ class _Environment:
     def sync(self) -> None:
         with self._condition:
             self.check()
-            if self._sync:
+            if self._settled:
                 return  # each commit has done it
             try:
                 self.env.sync(True)
             except lmdb.Error as error:
                 raise self._failure(error) from error
+            self._settled = self._sync
 
     def copy_to(self, path: str | os.PathLike[str]) -> None:
         target = Path(path).absolute()

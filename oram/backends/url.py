@@ -31,4 +31,4 @@ def open_url(url: str, *, sync: bool, create: bool) -> Backend:
         return MemoryBackend()
     if scheme == "lmdb" and rest and not rest.startswith("//"):
         return LMDBBackend(Path(rest).expanduser(), sync=sync, create=create)
-    raise ParameterError("not a backend's URL; the known ones are memory: and lmdb:PATH")
+    raise ParameterError("not a backend's URL; the known ones are memory: and lmdb:PATH (a directory)")
