@@ -160,13 +160,22 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     site.drop_all_but(journal.incarnation)
 
 
+def _names_another(blob: bytes | None, header: Header) -> bool:
+    """Whether this is a header, but of another store. One that is damaged says nothing, and is mended."""
+    try:
+        return blob is not None and Header.peek(blob).public.get("store") != header.public["store"]
+    except IntegrityError:
+        return False
+
+
 def reopen(
     site: Site, credential: Credential, durability: Durability, *, from_backup: bool = False
 ) -> tuple[Engine, Header]:
     """The store at this site, recovered and ready."""
-    header = Header.open(site.header(), credential)
-    server = site.server_header()
-    if server is not None and Header.peek(server).public.get("store") != header.public["store"]:
+    blob = site.header()
+    header = Header.open(blob, credential)
+    copy = blob if site.file.shared is site.backend else site.server_header()
+    if _names_another(copy, header):
         raise IntegrityError("client state and slots belong to different stores")
     incarnation = Journal.incarnation_of(site.file)
     journal = _journal(site, header, incarnation, existing=True)
@@ -179,4 +188,6 @@ def reopen(
     engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
     engine.recover()
     site.drop_all_but(incarnation)  # not before: an old copy of the client state takes the latest slots for leftovers
+    if copy is not None and copy.rstrip(b"\0") != blob.rstrip(b"\0"):  # a crash came between a rekey and its copy
+        site.backend.write_all([site.header_write(blob)])
     return engine, header

@@ -5,7 +5,7 @@ Keys of the file (big-endian integers, ``inc`` = incarnation):
     header                      keys.Header
     meta                        incarnation in clear, then Meta sealed
     g inc generation            salt of a generation, in clear: without the secret it says nothing
-    p inc layout piece          an entry of the ring, sealed: a piece of the client state (state.py), and the record of the
+    p inc piece                 an entry of the ring, sealed: a piece of the client state (state.py), and the record of the
                                 commit that wrote it
     i inc                       the latest intent
     w inc                       the latest write-back, only where the backend is not ATOMIC
@@ -179,7 +179,7 @@ class Journal:
         return self.meta.cursor > 0
 
     def _entry_key(self, piece: int) -> bytes:
-        return _key(b"p", self.incarnation, self.meta.layout, piece)
+        return _key(b"p", self.incarnation, piece)
 
     def _entry_label(self, piece: int, turn: int) -> bytes:
         return b"entry%d/%d/%d" % (self.meta.layout, piece, turn)

@@ -106,23 +106,26 @@ class Simulator:
 
     def reopen(self) -> None:
         """A clean or unclean end, and ``oram.open``: regions declared again, the clock read, a salt made durable."""
+        if not self.joint:
+            self._see("read", "header", (0,), HEADER_SIZE)
+            self.round_trips += 1
         for region, size in (("slots.1", self.slot_size), ("clock.1", CLOCK_SIZE), ("header", HEADER_SIZE)):
             self._see("allocate", region, (), size)
             self.round_trips += 1
         self._see("read", "clock.1", (0,), CLOCK_SIZE)
         self.round_trips += 1
         self._generation += 1
-        self.commits.append(((b"g" + _be(1, "I") + _be(self._generation, "Q"), 32),))
+        self.commits.append(((b"g" + _be(1, "I") + _be(self._generation, "Q"), 32), self._meta()))
 
     # --- what the disk of the client state sees
 
     def _meta(self) -> tuple[bytes, int]:
-        return b"meta", 4 + SEALED + struct.calcsize("<IQQQ???")
+        return b"meta", 4 + SEALED + struct.calcsize("<QQQQ16s32s???")
 
     def _commit(self, m: int, slots: tuple[int, ...], note: int) -> None:
         unit = int(self.info["blocks_per_value"])
         usual = self.record_size(unit, self.most(unit)) + CHANGE * bool(self.info["keyed"])
-        head = SEALED + 20
+        head = SEALED + 36
         whole = -(-(usual + head + 16 + 1500) // 4096)  # pages
         piece = (2008 if usual <= 1200 else 4096 * whole - 16) - head - usual
         total = self.state_size() + (TAG * (int(self.info["blocks"]) // unit) if self.info["keyed"] else 0)
@@ -131,12 +134,12 @@ class Simulator:
         for _ in range(min(count, -(-(self.record_size(m, self.most(m)) + note) // usual))):
             i = self._cursor % count
             self._cursor += 1
-            key = b"p" + _be(1, "I") + _be(0, "Q") + _be(i, "Q")
+            key = b"p" + _be(1, "I") + _be(i, "Q")
             puts.append((key, head + min(piece, total - i * piece)))
         puts[-1] = (puts[-1][0], puts[-1][1] + self.record_size(m, len(slots)) + note)
         if not self.joint and not self.atomic:
             size = sum(18 + len(name) + n * (8 + each) for name, n, each in self._writes(slots))
-            puts.append((b"w" + _be(1, "I"), SEALED + size))
+            puts.append((b"w" + _be(1, "I"), SEALED + 8 + size))
         self.commits.append((*puts, self._meta()))
 
     def _writes(self, slots: tuple[int, ...]) -> list[tuple[str, int, int]]:

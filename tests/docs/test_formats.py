@@ -70,8 +70,11 @@ class Reader:
         self.inc_key = inc
         self.where = self.store + struct.pack("<I", self.inc) + self.header["cipher"].encode()
         self.salts = {int.from_bytes(k[5:], "big"): v for k, v in state.items() if k[:5] == b"g" + inc}
-        names = ("layout", "cursor", "sequence", "growth", "sparse", "dirty", "backup")
-        self.meta = dict(zip(names, struct.unpack("<IQQQ???", self.open(state[b"meta"][4:], b"meta")), strict=True))
+        names = ("layout", "cursor", "sequence", "growth", "newest", "salts", "sparse", "dirty", "backup")
+        plain = self.open(state[b"meta"][4:], b"meta")
+        self.meta = dict(zip(names, struct.unpack("<QQQQ16s32s???", plain), strict=True))
+        salts = b"".join(self.salts[g] for g in range(1, len(self.salts) + 1))
+        assert self.meta["salts"] == hashlib.sha256(salts).digest()
 
     def _header(self, user: bytes | str) -> None:
         blob = self.state[b"header"]
@@ -97,11 +100,12 @@ class Reader:
 
     def open(self, blob: bytes, what: bytes) -> bytes:
         generation, counter = struct.unpack_from("<IQ", blob)
-        key = derive(self.secret, self.salts[generation], "state", self.where)
+        key = derive(self.secret, self.salts[generation], "state", self.where + struct.pack("<I", generation))
         return AESGCM(key).decrypt(counter.to_bytes(12, "little"), blob[12:], what)
 
     def page(self, slot: int, reference: int) -> bytes:
-        key = derive(self.secret, self.salts[reference >> 32], "pages", self.where)
+        generation = reference >> 32
+        key = derive(self.secret, self.salts[generation], "pages", self.where + struct.pack("<I", generation))
         nonce = (reference & (1 << 32) - 1).to_bytes(12, "little")
         return AESGCM(key).decrypt(nonce, self.slots[f"slots.{self.inc}"][slot], struct.pack("<Q", slot))
 
@@ -123,26 +127,30 @@ class Reader:
 
     def ring(self, initial: bytes, record: int) -> tuple[bytearray, list[tuple[int, bytes, bytes]]]:
         """The arrays, and (sequence, record, note) in order. initial: the arrays of a new store."""
-        around = 20 + 28
+        around = 36 + 28
         pages = -(-(record + around + 16 + 1500) // 4096)
         length = (2008 if record <= 1200 else 4096 * pages - 16) - around - record
         arrays, found = bytearray(initial), {}
         n, cursor = -(-len(initial) // length), self.meta["cursor"]
+        tag: bytes | None = bytes(16) if cursor <= n else None
         turns = {i: 0 if cursor <= i else cursor - (cursor - 1 - i) % n for i in range(n)}
         for i, turn in sorted(turns.items(), key=lambda item: item[1]):
-            key = b"p" + self.inc_key + struct.pack(">QQ", self.meta["layout"], i)
+            key = b"p" + self.inc_key + struct.pack(">Q", i)
             if self.meta["sparse"] and turn == 0:
                 assert key not in self.state
                 continue
             plain = self.open(self.state[key], b"entry%d/%d/%d" % (self.meta["layout"], i, turn))
-            sequence, piece, size, note = struct.unpack_from("<QIII", plain)
-            assert len(plain) == 20 + piece + size + note
+            sequence, before, piece, size, note = struct.unpack_from("<Q16sIII", plain)
+            assert len(plain) == 36 + piece + size + note
+            assert tag is None or not turn or before == tag, "each entry names the one before it"
+            tag = self.state[key][-16:] if turn else None if cursor > n else bytes(16)
             assert piece == min(length, len(initial) - i * length)
-            arrays[i * length : i * length + piece] = plain[20 : 20 + piece]
+            arrays[i * length : i * length + piece] = plain[36 : 36 + piece]
             if sequence:
-                found[sequence] = plain[20 + piece : 20 + piece + size], plain[20 + piece + size :]
+                found[sequence] = plain[36 + piece : 36 + piece + size], plain[36 + piece + size :]
             else:
                 assert (size, note) == (0, 0)
+        assert not cursor or tag == self.meta["newest"]
         return arrays, [(sequence, *found[sequence]) for sequence in sorted(found)]
 
 
@@ -182,7 +190,12 @@ def read_path(reader: Reader) -> Tree:
     assert reader.regions[f"slots.{reader.inc}"] == (offsets[-1], plain + 16)
 
     stream = (
-        Cipher(AES(derive(reader.secret, reader.where, "positions")), CTR(bytes(16))).encryptor().update(bytes(4 * N))
+        Cipher(
+            AES(derive(reader.secret, reader.salts[1], "positions", reader.where + struct.pack("<I", 1))),
+            CTR(bytes(16)),
+        )
+        .encryptor()
+        .update(bytes(4 * N))
     )
     first = struct.pack(f"<{N}I", *(p % (1 << L) for p in struct.unpack(f"<{N}I", stream)))
     tags_size = 16 * records if h["keyed"] else 0
@@ -341,7 +354,7 @@ def test_a_bulk_load_and_a_passphrase(tmp_path: Path) -> None:
     assert reader.inc == 3
     assert set(reader.regions) == {"header", "clock.3", "slots.3"}
     assert content(read_path(reader), reader) == items | {b"more": b"1"}
-    assert (reader.meta["layout"], reader.meta["cursor"], reader.meta["sparse"]) == (1, 0, False)
+    assert (reader.meta["cursor"], reader.meta["sparse"]) == (0, False)
 
 
 def test_a_backup_is_marked(tmp_path: Path) -> None:
@@ -402,7 +415,8 @@ def test_client_state_apart_over_a_backend_that_is_not_atomic(tmp_path: Path) ->
         slots[name] = {i: memory.data[i].tobytes() for i in range(shape.slots) if memory.present[i]}
     reader = Reader(state, {n: (s.slots, s.slot_size) for n, s in backend.regions().items()}, slots, KEY)
     assert content(read_path(reader), reader) == {b"%d" % i: b"v" for i in range(20)}
-    plain, at, written = reader.open(state[b"w" + reader.inc_key], b"write-back"), 0, {}
+    plain, at, written = reader.open(state[b"w" + reader.inc_key], b"write-back"), 8, {}
+    assert int.from_bytes(plain[:8], "little") == reader.meta["sequence"]
     while at < len(plain):
         name, n, size = struct.unpack_from("<HQQ", plain, at)
         region = plain[at + 18 : at + 18 + name].decode()

@@ -18,6 +18,7 @@ DUNDERS = {  # those that a user of a mapping calls by some syntax
     "__getitem__", "__setitem__", "__delitem__", "__contains__", "__len__", "__iter__", "__bool__", "__eq__", "__enter__", "__exit__", "__repr__",
 }  # fmt: skip
 
+
 def public(where: Any) -> Iterator[str]:
     if inspect.ismodule(where):
         yield from (name for name in where.__all__ if inspect.isfunction(getattr(where, name)))
