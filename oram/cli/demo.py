@@ -225,7 +225,8 @@ def _panel(side: Side, bars: int, scale: int, names: Sequence[str] | None) -> Pa
     text.append(f"  by chance     {view.repeats_by_chance:.1%}\n")
     text.append(f"gets and puts   {'told apart' if any(view.written) else 'look the same'}\n")
     text.append(f"top ten {side.unit}s   {view.top_share:.1%}\n\n")
-    text.append(f"{side.unit:>8} times{'' if names is None else ' what the owner has there'}\n"[: bars + 1], "dim")
+    header = f"{side.unit:>8} times{'' if names is None else ' what is there'}"
+    text.append(header[:bars] + "\n", "dim")
     for slot, count, _ in view.top():
         name = "" if names is None else f" {names[slot]}"
         text.append(f"{slot:8} {count:5}{name}"[:bars] + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import unicodedata
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 import oram as library
@@ -102,6 +104,19 @@ def test_the_page_is_self_contained(found: comparison.Comparison) -> None:
     assert "prefers-color-scheme: dark" in text
     assert found.names[found.encrypted.view.top()[0][0]] in text
     assert "nan" not in text.lower().replace("resonance", "").split()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_the_terminal(found: comparison.Comparison, width: int) -> None:
+    out = io.StringIO()
+    demo.show(Console(file=out, width=width), found)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    cells = [[cell.strip() for cell in line.split("│")] for line in lines]
+    for side, header in ((found.encrypted, "slot times what is there"), (found.oblivious, "page times")):
+        row, column = next((i, row.index(header)) for i, row in enumerate(cells) if header in row)
+        shown = [tuple(map(int, cells[row + 1 + i][column].split()[:2])) for i in range(10)]
+        assert shown == [(slot, times) for slot, times, _ in side.view.top()]
 
 
 def test_the_command(oram: Oram, tmp_path: Path) -> None:
