@@ -4,7 +4,7 @@ Exit codes, which scripts may rely on:
 
     0    ok
     1    the key is not in the store
-    2    usage, bad parameters or bad input
+    2    usage, bad parameters or bad input, or a cipher that is not installed
     3    no store there, one is there already, or its client state is missing
     4    wrong key or passphrase
     5    integrity: stored data was changed, rolled back or is stale
@@ -14,6 +14,7 @@ Exit codes, which scripts may rely on:
     9    a backup was opened as a store, or the store was not closed
     10   anything else
     130  interrupted
+    141  whoever read the output went away; no message
 
 An error is one line on stderr, ``oram: <message>``. It contains no key, value or passphrase.
 """

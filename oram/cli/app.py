@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -14,10 +14,12 @@ import typer
 
 import oram
 from oram import cli, record
-from oram.cli import credentials, exits, formats
+from oram.cli import credentials, exits, formats, places
 from oram.cli.exits import InputError
 from oram.cli.progress import Meter, meter
-from oram.errors import CapacityError, OramError, StateMissingError, StoreExistsError, StoreNotFoundError
+from oram.errors import CapacityError, OramError, StoreExistsError, StoreLockedError
+from oram.keys import Credential
+from oram.params import check_shape, refuse
 
 __all__ = ["app", "run"]
 
@@ -34,6 +36,7 @@ app = typer.Typer(
     name="oram",
     help="An oblivious key-value store: its server does not learn which records are touched.",
     epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -51,6 +54,9 @@ Durability = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
 Format = Annotated[str | None, typer.Option("--format", help="csv or jsonl, where the file's name does not say it.")]
+KeyColumn = Annotated[str, typer.Option("--key-column", help="CSV: the column of the keys.")]
+ValueColumn = Annotated[str, typer.Option("--value-column", help="CSV: the column of the values.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output file if it is there.")]
 
 
 def run(args: Sequence[str] | None) -> int:
@@ -77,8 +83,10 @@ def _fail(error: BaseException) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):
-        # What is still in the buffer has nowhere to go; Python would complain about it at exit.
+        # What is still in the buffer has nowhere to go; Python would complain about it at exit. As of any
+        # program at the left of a pipe, nobody wants to hear of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code
     print(f"oram: {message}", file=sys.stderr)
     return code
 
@@ -98,39 +106,18 @@ def _main(
     pass
 
 
-# --- places
-
-
-def _url(where: str) -> str:
-    """The URL of a store; a bare path is one of lmdb:."""
-    scheme, colon, rest = where.partition(":")
-    if scheme == "memory" and colon:
-        raise InputError("a store in memory would be gone when the command ends")
-    if where and not (colon and (scheme == "lmdb" or rest.startswith("//"))):
-        return f"lmdb:{where}"
-    return where
-
-
-def _path(where: str) -> Path:
-    """The directory that a URL names."""
-    scheme, colon, rest = _url(where).partition(":")
-    if scheme != "lmdb" or not colon or not rest:
-        raise InputError("a backup goes to a path")
-    return Path(rest[2:] if rest.startswith("///") else rest).expanduser()
+# --- stores and their keys
 
 
 def _open(where: str, state: Path | None, key_file: Path | None, durability: str | None = None) -> oram.ObliviousStore:
-    place = _url(where)
-    credential = credentials.existing(place, state, key_file)
+    place = places.url(where)
+    return _open_with(credentials.existing(place, state, key_file), place, state, durability)
+
+
+def _open_with(
+    credential: Credential, place: str, state: Path | None, durability: str | None = None
+) -> oram.ObliviousStore:
     return oram.open(place, key=credential.key, passphrase=credential.passphrase, state=state, durability=durability)
-
-
-def _refuse_existing(place: str, state: Path | None) -> None:
-    """StoreExistsError if there is a store: before a key is made for a new one."""
-    with suppress(StoreNotFoundError):
-        with suppress(StateMissingError):
-            oram.info(place, state=state)
-        raise StoreExistsError("there is a store at this place already")
 
 
 def _announce_key(written: Path | None) -> None:
@@ -138,18 +125,19 @@ def _announce_key(written: Path | None) -> None:
         print(f"oram: wrote a new key to {written} (mode 0600): without it nothing can be read", file=sys.stderr)
 
 
-def _take_back_key(written: Path | None, place: str, state: Path | None) -> None:
-    """Remove the key that was made for a store, if and only if there is no such store."""
-    if written is None:
-        return
+@contextmanager
+def _making(place: str, state: Path | None, written: Path | None) -> Iterator[None]:
+    """A store is made in the block. If none comes of it, neither its files stay nor the key that was written for it."""
     try:
-        oram.info(place, state=state)
-    except StoreNotFoundError:
-        written.unlink()
-    except OramError:
-        _announce_key(written)
-    else:
-        _announce_key(written)
+        with places.making(place, state):
+            yield
+    except BaseException as error:
+        of_another = isinstance(error, StoreExistsError | StoreLockedError)
+        if written is not None and (of_another or not places.made(place, state)):
+            written.unlink()
+        else:
+            _announce_key(written)
+        raise
 
 
 def _say(text: str) -> None:
@@ -168,7 +156,7 @@ def create(
     url: Where,
     capacity: Annotated[int, typer.Option(help="Records that the store can hold.")],
     block_size: Annotated[str, typer.Option(metavar="BYTES", help="Of a block, as in 4096 or 4KiB.")] = "4KiB",
-    blocks_per_value: Annotated[int, typer.Option(help="Blocks that each record takes.")] = 1,
+    blocks_per_value: Annotated[int, typer.Option(min=1, help="Blocks that each record takes.")] = 1,
     scheme: Annotated[
         str | None, typer.Option(help="path or linear.", show_default="the cheaper one, as measured")
     ] = None,
@@ -178,53 +166,59 @@ def create(
     ] = "16MiB",
     durability: Durability = None,
     items: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Records to start with: .csv or .jsonl, as for load.")
+        Path | None,
+        typer.Option("--items", metavar="FILE", help="Records to start with, CSV or JSONL as for load; - is stdin."),
     ] = None,
+    form: Format = None,
+    key_column: KeyColumn = "key",
+    value_column: ValueColumn = "value",
     key_file: Annotated[
         Path | None, typer.Option("--key-file", metavar="FILE", help="A new key is written where it is missing.")
     ] = None,
     state: State = None,
 ) -> None:
-    """Make a new store. All options but the items and the key are public."""
-    place = _url(url)
+    """Make a new store. All options but the items and the key are public.
+
+    If that fails, for instance because an item cannot be loaded, nothing is left of it.
+    """
+    place = places.url(url)
     block, top = formats.size(block_size, "--block-size"), formats.size(tree_top, "--tree-top")
-    form = None if items is None else formats.format_of(str(items), None)
-    _refuse_existing(place, state)
-    new = credentials.new(key_file)
-    count = 0
-
-    def counted(pairs: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-        nonlocal count
-        for pair in pairs:
-            yield pair
-            count += 1
-
-    try:
+    places.refuse_existing(place, state)
+    records = None
+    if items is not None:
+        form = formats.format_of(str(items), form)
+        refuse(_record_problems(capacity, block, blocks_per_value))
         with _source(items) as (lines, total), meter("reading", total) as bar:
-            pairs = None if form is None else counted(formats.read(bar.lines(lines), form, block * blocks_per_value))
-            oram.create(
-                place, key=new.credential.key, passphrase=new.credential.passphrase, capacity=capacity, block_size=block,
-                blocks_per_value=blocks_per_value, scheme=scheme, cipher=cipher, tree_top=top, durability=durability,
-                state=state, items=pairs,
-            ).close()  # fmt: skip
-    except BaseException:
-        _take_back_key(new.written, place, state)
-        raise
+            size = block * blocks_per_value
+            records = list(formats.read(bar.lines(lines), form, size, key_column=key_column, value_column=value_column))
+        if len({key for key, _ in records}) > capacity:
+            raise CapacityError("more items than the store has capacity for")
+    new = credentials.new(key_file)
+    with _making(place, state, new.written), meter("making the store"):
+        oram.create(
+            place, key=new.credential.key, passphrase=new.credential.passphrase, capacity=capacity, block_size=block,
+            blocks_per_value=blocks_per_value, scheme=scheme, cipher=cipher, tree_top=top, durability=durability,
+            state=state, items=records,
+        ).close()  # fmt: skip
     _announce_key(new.written)
-    _say(f"created a store for {_count(capacity)}" + ("" if items is None else f", loaded {_count(count)}"))
+    _say(f"created a store for {_count(capacity)}" + ("" if records is None else f", loaded {_count(len(records))}"))
+
+
+def _record_problems(capacity: int, block: int, blocks_per_value: int) -> list[str]:
+    """What would make the first item too large, although it is not the item that is wrong."""
+    problems = check_shape(capacity, block)
+    if not problems and block * blocks_per_value <= record.OVERHEAD:
+        problems.append(f"a record needs more than {record.OVERHEAD} bytes: raise --block-size or --blocks-per-value")
+    return problems
 
 
 @app.command()
 def info(url: Where, state: State = None, as_json: Json = False) -> None:
     """The public parameters of a store. Needs no key, and therefore does not authenticate them."""
-    from oram.cli.doctor import describe
+    from oram.cli.doctor import describe, rows
 
-    found = describe(oram.info(_url(url), state=state))
-    if as_json:
-        print(json.dumps(found))
-        return
-    for name, value in found.items():
-        print(f"{name.replace('_', ' '):20} {value}")
+    found = describe(oram.info(places.url(url), state=state))
+    print(json.dumps(found) if as_json else rows(found))
 
 
 app.command("open-info", hidden=True)(info)
@@ -251,7 +245,7 @@ def put(
 ) -> None:
     """Store one value. Other users of this machine can see arguments: prefer --file or - for what is secret."""
     coding = formats.Coding(hex=hex, base64=base64)
-    name = coding.decode(key, "key")
+    name = coding.decode(key, "KEY")
     if (value is None) == (file is None):
         raise InputError("give either VALUE, or - for stdin, or --file")
     if file is not None:
@@ -260,7 +254,7 @@ def put(
         data = sys.stdin.buffer.read()
     else:
         assert value is not None
-        data = coding.decode(value, "value")
+        data = coding.decode(value, "VALUE")
     with _open(url, state, key_file, durability) as store:
         store.put(name, data)
 
@@ -270,8 +264,9 @@ def get(
     url: Where,
     key: Key,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there, as it is, mode 0600.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A new file for it, as it is, mode 0600.")
     ] = None,
+    force: Force = False,
     hex: Hex = False,
     base64: Base64 = False,
     key_file: KeyFile = None,
@@ -279,13 +274,13 @@ def get(
 ) -> None:
     """Write one value to stdout, byte for byte. Exit code 1 if the key is not in the store."""
     coding = formats.Coding(hex=hex, base64=base64)
-    name = coding.decode(key, "key")
+    name = coding.decode(key, "KEY")
+    if output is not None:
+        with formats.replacing(output, force=force) as file, _open(url, state, key_file) as store:
+            file.write(store[name])
+        return
     with _open(url, state, key_file) as store:
         value = store[name]
-    if output is not None:
-        with formats.replacing(output) as file:
-            file.write(value)
-        return
     sys.stdout.buffer.write(coding.encode(value))
     sys.stdout.buffer.flush()
 
@@ -301,7 +296,7 @@ def delete(
     durability: Durability = None,
 ) -> None:
     """Delete one record. Exit code 1 if the key is not in the store."""
-    name = formats.Coding(hex=hex, base64=base64).decode(key, "key")
+    name = formats.Coding(hex=hex, base64=base64).decode(key, "KEY")
     with _open(url, state, key_file, durability) as store:
         store.delete(name)
 
@@ -317,9 +312,9 @@ def _input(path: Path) -> bytes:
 
 
 @contextmanager
-def _source(path: Path | None) -> Iterator[tuple[IO[bytes], int | None]]:
-    """A file to read (``-`` is stdin, None is nothing), and its size in bytes where it is known."""
-    if path is None or str(path) == "-":
+def _source(path: Path) -> Iterator[tuple[IO[bytes], int | None]]:
+    """A file to read (``-`` is stdin), and its size in bytes where it is known."""
+    if str(path) == "-":
         yield sys.stdin.buffer, None
         return
     try:
@@ -337,8 +332,8 @@ def load(
         Path, typer.Argument(metavar="FILE", help="CSV with a header row, or one JSON object a line; - is stdin.")
     ],
     form: Format = None,
-    key_column: Annotated[str, typer.Option(help="CSV: the column of the keys.")] = "key",
-    value_column: Annotated[str, typer.Option(help="CSV: the column of the values.")] = "value",
+    key_column: KeyColumn = "key",
+    value_column: ValueColumn = "value",
     bulk: Annotated[
         bool | None,
         typer.Option(
@@ -425,19 +420,41 @@ def dump(
             show_default="stdout",
         ),
     ] = None,
+    force: Force = False,
     form: Format = None,
     key_file: KeyFile = None,
     state: State = None,
 ) -> None:
     """Write all records, in the clear, as JSONL or CSV. One scan; load reads it back byte for byte."""
     form = formats.format_of("x.jsonl" if output is None else str(output), form)
-    with _open(url, state, key_file) as store:
-        if output is None:
-            store.scan(formats.writer(sys.stdout.buffer, form))
-            sys.stdout.buffer.flush()
-            return
-        with formats.replacing(output) as file:
+    if output is not None:
+        with formats.replacing(output, force=force) as file, _open(url, state, key_file) as store:
             store.scan(formats.writer(file, form))
+        return
+    with _open(url, state, key_file) as store:
+        store.scan(formats.writer(sys.stdout.buffer, form))
+    sys.stdout.buffer.flush()
+
+
+@app.command()
+def keys(
+    url: Where,
+    as_json: Annotated[
+        bool, typer.Option("--json", help='{"key": "text"} on each line, or {"key_b64": "base64"}.')
+    ] = False,
+    hex: Annotated[bool, typer.Option("--hex", help="In hex digits.")] = False,
+    base64: Annotated[bool, typer.Option("--base64", help="In base64.")] = False,
+    key_file: KeyFile = None,
+    state: State = None,
+) -> None:
+    """Write all keys, one a line, in no useful order. One scan, as for dump.
+
+    As they are, keys with line breaks in them cannot be told apart: --json, --hex and --base64 are safe.
+    """
+    write = formats.key_writer(sys.stdout.buffer, formats.Coding(hex=hex, base64=base64), as_json=as_json)
+    with _open(url, state, key_file) as store:
+        store.scan(lambda key, _: write(key))
+    sys.stdout.buffer.flush()
 
 
 # --- the whole store
@@ -448,22 +465,24 @@ def verify(url: Where, key_file: KeyFile = None, state: State = None, as_json: J
     """Open every slot. Exit code 5 if one was changed or is stale."""
     try:
         with _open(url, state, key_file) as store:
-            blocks = store.verify()
+            store.verify()
+            # Live blocks are not what the user stored: Linear counts all of them.
+            records, blocks = store.stats().records, store.capacity
     except OramError as error:
         if as_json:
             code, message = exits.explain(error)
             print(json.dumps({"ok": False, "exit": code, "error": message}))
         raise
     if as_json:
-        print(json.dumps({"ok": True, "exit": 0, "blocks": blocks}))
+        print(json.dumps({"ok": True, "exit": 0} | ({"blocks": blocks} if records is None else {"records": records})))
     else:
-        _say(f"ok: every slot opens, {_count(blocks, 'block')} in use")
+        _say(f"ok: every slot opens, {_count(blocks, 'block') if records is None else _count(records)}")
 
 
 @app.command()
 def backup(
     url: Where,
-    target: Annotated[str, typer.Argument(metavar="PATH", help="A new directory.")],
+    target: Annotated[str, typer.Argument(metavar="BACKUP", help="A new directory: lmdb:PATH, or just the path.")],
     key_file: KeyFile = None,
     state: State = None,
 ) -> None:
@@ -471,7 +490,7 @@ def backup(
 
     The copy can be restored, but never opened as it is: its positions may have been used since.
     """
-    path = _path(target)
+    path = places.directory(target)
     with _open(url, state, key_file) as store:
         store.backup(path)
     _say("backup written; it opens with the key that the store has now")
@@ -479,7 +498,7 @@ def backup(
 
 @app.command()
 def restore(
-    source: Annotated[str, typer.Argument(metavar="BACKUP", help="What backup wrote.")],
+    source: Annotated[str, typer.Argument(metavar="BACKUP", help="What backup wrote: lmdb:PATH, or just the path.")],
     url: Where,
     key_file: KeyFile = None,
     state: State = None,
@@ -489,14 +508,15 @@ def restore(
 
     All blocks get new positions; the key stays the same.
     """
-    place = _url(url)
-    _refuse_existing(place, state)
-    credential = credentials.existing(_url(source), None, key_file)
-    store = oram.restore(
-        _url(source), place, key=credential.key, passphrase=credential.passphrase, state=state, durability=durability
-    )
-    with store:
-        count = store.stats().records
+    place, copy = places.url(url), places.url(source)
+    places.refuse_existing(place, state)
+    credential = credentials.existing(copy, None, key_file)
+    with _making(place, state, None):
+        store = oram.restore(
+            copy, place, key=credential.key, passphrase=credential.passphrase, state=state, durability=durability
+        )
+        with store:
+            count = store.stats().records
     _say("restored" if count is None else f"restored {_count(count)}")
 
 
@@ -515,11 +535,16 @@ def rekey(
     The new one comes from --new-key-file, ORAM_NEW_PASSPHRASE or a prompt.
     Old copies of the slots stay readable to whoever has the old key.
     """
-    with _open(url, state, key_file, durability) as store:
+    place = places.url(url)
+    credential = credentials.existing(place, state, key_file)
+    word = "key" if credential.passphrase is None else "passphrase"
+    with _open_with(credential, place, state, durability) as store:
         new = credentials.replacement(new_key_file)
+        if new.credential == credential:
+            raise InputError(f"the new {word} is the one that the store has: nothing was changed")
         _announce_key(new.written)
         store.rekey(key=new.credential.key, passphrase=new.credential.passphrase)
-    _say("rekeyed: the old key no longer opens this store")
+    _say(f"rekeyed: the old {word} no longer opens this store")
 
 
 @app.command()
@@ -535,7 +560,7 @@ def doctor(
     if url is not None:
         from oram.cli.doctor import describe
 
-        found["store"] = describe(oram.info(_url(url), state=state))
+        found["store"] = describe(oram.info(places.url(url), state=state))
     print(json.dumps(found) if as_json else report(found))
 
 

@@ -18,6 +18,8 @@ from oram.keys import KEY_SIZE, Credential
 __all__ = ["NewKey", "existing", "new", "read_key", "replacement", "write_key"]
 
 _HOW = "give --key-file, or set ORAM_KEY, ORAM_KEY_FILE or ORAM_PASSPHRASE"
+_HOW_KEY = "give --key-file, or set ORAM_KEY or ORAM_KEY_FILE"
+_HOW_PHRASE = "set ORAM_PASSPHRASE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ def existing(place: str, state: Path | None, key_file: Path | None) -> Credentia
     if given is not None:
         return given
     if oram.info(place, state=state)["kdf"].get("name") != "argon2id":
-        raise InputError(f"this store opens with a key: {_HOW}")
-    return Credential.of(None, _ask("Passphrase: "))
+        raise InputError(f"this store opens with a key: {_HOW_KEY}")
+    return Credential.of(None, _ask("Passphrase: ", _HOW_PHRASE))
 
 
 def new(key_file: Path | None) -> NewKey:
@@ -142,7 +144,7 @@ def _terminal() -> bool:
     return True
 
 
-def _ask(prompt: str, how: str = _HOW) -> str:
+def _ask(prompt: str, how: str) -> str:
     if not _terminal():
         raise InputError(f"nobody to ask for a passphrase: {how}")
     from getpass import getpass

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -16,11 +19,12 @@ import oram
 from oram import kernels
 from oram.assembly import Shape
 from oram.backends import Slots
+from oram.cli.exits import one_line
 from oram.errors import CipherUnavailableError, IntegrityError, ParameterError
 from oram.params import LinearGeometry, PathGeometry
 from oram.record import OVERHEAD
 
-__all__ = ["describe", "examine", "report"]
+__all__ = ["describe", "examine", "report", "rows"]
 
 _PACKAGES = ("cffi", "cryptography", "lmdb", "numpy", "pyaegis", "rich", "typer")
 _PAGE = 4096  # bytes sealed at a time when a cipher is measured
@@ -31,10 +35,17 @@ _SECONDS = 0.08  # for each direction
 def describe(public: dict[str, Any]) -> dict[str, Any]:
     """A header in words of the user. IntegrityError if it makes no sense."""
     try:
-        shape = Shape.of(public)
-        g, kdf = shape.geometry, str(public["kdf"]["name"])
-    except (KeyError, TypeError, ValueError) as error:
+        found = _describe(public)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError("the header is damaged") from error
+    if not all(isinstance(value, int | str | None) for value in found.values()):
+        raise IntegrityError("the header is damaged")
+    return found
+
+
+def _describe(public: dict[str, Any]) -> dict[str, Any]:
+    shape = Shape.of(public)
+    g, kdf = shape.geometry, str(public["kdf"]["name"])
     found: dict[str, Any] = {
         "format": public["format"],
         "store": shape.store,
@@ -55,6 +66,11 @@ def describe(public: dict[str, Any]) -> dict[str, Any]:
             "pages_a_path": g.layers,
         }
     return found | {"pages": g.slots, "page_bytes": g.slot_size, "server_bytes": g.slots * g.slot_size}
+
+
+def rows(found: dict[str, Any]) -> str:
+    """The same for people, one parameter a line. Nobody has authenticated it: nothing in it reaches the terminal as a command."""
+    return "\n".join(f"{name.replace('_', ' '):20} {one_line(str(value))}" for name, value in found.items())
 
 
 def examine() -> dict[str, Any]:
@@ -161,7 +177,7 @@ def _advice(found: dict[str, Any]) -> list[str]:
     if state["native"] != "built":
         advice.append(
             "The native kernels are not built, which costs a factor of 10 and more: install a C compiler, Python's and OpenSSL's headers "
-            "(gcc, python3-dev, libssl-dev), then reinstall the package."
+            f"(gcc, python3-dev, libssl-dev), then reinstall the package: {_reinstall()}"
         )
     elif state["active"] == "reference":
         advice.append("ORAM_KERNELS chose the reference kernels; unset it for speed.")
@@ -172,7 +188,7 @@ def _advice(found: dict[str, Any]) -> list[str]:
     gcm, aegis = (ciphers.get(name, {}) for name in kernels.CIPHERS)
     if ciphers and not aegis["available"]:
         advice.append(
-            'A faster cipher, aegis-256, is optional: pip install "oram[aegis]", then oram create --cipher aegis-256.'
+            "A faster cipher, aegis-256, is optional: pip install pyaegis, then oram create --cipher aegis-256."
         )
     elif ciphers and gcm["available"]:
         factor = gcm["seal_us"] / aegis["seal_us"]
@@ -183,10 +199,25 @@ def _advice(found: dict[str, Any]) -> list[str]:
     return advice or ["Nothing to improve."]
 
 
+def _reinstall() -> str:
+    """The command that builds the kernels: from where this installation came, and past pip's cache of wheels without them."""
+    command = "pip install --force-reinstall --no-deps --no-cache-dir"
+    try:
+        origin = json.loads(importlib.metadata.distribution("oram").read_text("direct_url.json") or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    where = urlsplit(origin.get("url", ""))
+    if where.scheme != "file" or where.path.endswith(".whl"):
+        # another wheel without them would do no good
+        return f"{command} --no-binary oram oram, or the directory of its source in place of the last word"
+    editable = " --editable" if origin.get("dir_info", {}).get("editable") else ""
+    return f"{command}{editable} {shlex.quote(unquote(where.path))}"
+
+
 def report(found: dict[str, Any]) -> str:
     """The same for people."""
     hardware = found["aes_hardware"]
-    rows = [
+    facts = [
         ("oram", found["oram"]),
         ("python", f"{found['python']} on {found['platform']}, {found['cores']} cores"),
         ("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())),
@@ -196,10 +227,10 @@ def report(found: dict[str, Any]) -> str:
         ("active kernels", found["kernels"]["active"] or found["kernels"]["problem"]),
         ("AES hardware", "unknown" if hardware is None else ", ".join(hardware) or "none"),
     ]
-    rows += [(cipher, _speed(measured)) for cipher, measured in found["ciphers"].items()]
+    facts += [(cipher, _speed(measured)) for cipher, measured in found["ciphers"].items()]
+    lines = [f"{name:16} {value}" for name, value in facts]
     if "store" in found:
-        rows.append(("store", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found["store"].items())))
-    lines = [f"{name:16} {value}" for name, value in rows]
+        lines += ["", "the header of the store, not authenticated:", rows(found["store"])]
     return "\n".join([*lines, "", *found["advice"]])
 
 

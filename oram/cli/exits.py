@@ -6,10 +6,11 @@ import os
 
 from oram import errors
 
-__all__ = ["CODES", "INTERRUPTED", "InputError", "StoppedError", "explain", "one_line"]
+__all__ = ["CLOSED", "CODES", "INTERRUPTED", "InputError", "StoppedError", "explain", "one_line"]
 
 USAGE, PLACE, KEY, INTEGRITY, LOCKED, BACKEND, SIZE, BACKUP, OTHER = range(2, 11)
 INTERRUPTED = 130
+CLOSED = 141  # as if SIGPIPE had ended the program
 
 
 class InputError(Exception):
@@ -40,20 +41,25 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.ValueTooLargeError, SIZE),
     (errors.BackupError, BACKUP),
     (errors.UncleanShutdownError, BACKUP),
+    (errors.CipherUnavailableError, USAGE),
     (errors.OramError, OTHER),
+    (BrokenPipeError, CLOSED),
     (OSError, BACKEND),
     (MemoryError, BACKEND),
     (KeyboardInterrupt, INTERRUPTED),
     (StoppedError, INTERRUPTED),
 )
 
+#: What can be done, where the library's message does not say it.
+HINTS: tuple[tuple[type[BaseException], str], ...] = ((errors.UncleanShutdownError, "restore a backup"),)
+
 #: Commands whose arguments are keys and values, which a message about a wrong command line must not repeat.
 SECRET_ARGUMENTS = frozenset({"put", "get", "delete"})
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks."""
-    return " ".join(text.split())
+    """The text without line breaks; what a terminal would obey is spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -79,7 +85,8 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError):
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{where}{error.strerror or type(error).__name__}"
-    return str(error)
+    hints = (hint for kind, hint in HINTS if isinstance(error, kind) and hint not in str(error))
+    return ": ".join([str(error), *hints])
 
 
 def _is_click(error: BaseException, name: str) -> bool:

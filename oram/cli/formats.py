@@ -23,7 +23,7 @@ from oram import record
 from oram.cli.exits import InputError
 from oram.errors import KeyTooLargeError, ValueTooLargeError
 
-__all__ = ["FORMATS", "Coding", "format_of", "read", "replacing", "size", "writer"]
+__all__ = ["FORMATS", "Coding", "format_of", "key_writer", "read", "replacing", "size", "writer"]
 
 FORMATS = ("csv", "jsonl")
 _UNITS = {"": 1, "b": 1} | {
@@ -52,23 +52,28 @@ class Coding:
         self.name = "hex" if hex else "base64" if base64 else "text"
 
     def decode(self, text: str, what: str) -> bytes:
-        """The bytes of an argument, which is never repeated in the message."""
+        """The bytes of the argument called ``what``, which is never repeated in the message."""
         if self.name == "text":
             return os.fsencode(text)
         try:
             return bytes.fromhex(text) if self.name == "hex" else base64.b64decode(text, validate=True)
         except ValueError:
-            raise InputError(f"the {what} is not in {self.name}") from None
+            how = "an even number of the digits 0-9 and a-f" if self.name == "hex" else "with its padding"
+            raise InputError(f"the argument {what} is not {self.name}, {how}") from None
 
     def encode(self, data: bytes) -> bytes:
         """What to print: the bytes themselves, or their spelling and a line break."""
+        return data if self.name == "text" else self.line(data)
+
+    def line(self, data: bytes) -> bytes:
+        """The same, with a line break in any case."""
         if self.name == "text":
-            return data
+            return data + b"\n"
         return (data.hex().encode() if self.name == "hex" else base64.b64encode(data)) + b"\n"
 
 
 def format_of(path: str, chosen: str | None) -> str:
-    """``csv`` or ``jsonl``: the chosen one, else by the name of the file."""
+    """``csv`` or ``jsonl``: the chosen one, else by the name of the file (``-`` has none)."""
     if chosen is not None:
         if chosen.lower() not in FORMATS:
             raise InputError(f"--format must be one of {', '.join(FORMATS)}")
@@ -78,7 +83,10 @@ def format_of(path: str, chosen: str | None) -> str:
         return "csv"
     if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
-    raise InputError("the file's name ends neither in .csv nor in .jsonl: give --format")
+    raise InputError(
+        "give --format: "
+        + ("stdin has no name" if path == "-" else "the file's name ends neither in .csv nor in .jsonl")
+    )
 
 
 # --- reading
@@ -130,7 +138,7 @@ def _read_csv(lines: Iterable[bytes], key_column: str, value_column: str) -> Ite
         columns = next(_rows(rows), None)
         if columns is None:
             raise InputError("the file is empty: its first row must name the columns")
-        pick_key, pick_value = _column(columns, key_column), _column(columns, value_column)
+        pick_key, pick_value = _column(columns, key_column, "key"), _column(columns, value_column, "value")
         for row in _rows(rows):
             if len(row) != len(columns):
                 raise InputError(f"line {rows.line_num}: {len(row)} columns where the header has {len(columns)}")
@@ -151,11 +159,11 @@ def _rows(rows: Any) -> Iterator[list[str]]:
             yield row
 
 
-def _column(columns: list[str], name: str) -> Callable[[list[str], int], bytes]:
+def _column(columns: list[str], name: str, what: str) -> Callable[[list[str], int], bytes]:
     """Finds one field in a row: under its name, or in base64 under that name and ``_b64``."""
     names = [column for column in (name, name + "_b64") if column in columns]
     if not names:
-        raise InputError(f"line 1: no column {name} (or {name}_b64)")
+        raise InputError(f"line 1: no column {name} (or {name}_b64): name it with --{what}-column")
     if any(columns.count(column) > 1 for column in names):
         raise InputError(f"line 1: the column {name} is there twice")
     places = [(columns.index(column), column != name) for column in names]
@@ -213,11 +221,27 @@ class _Utf8:
 
 
 def _write_json(file: IO[bytes], key: bytes, value: bytes) -> None:
-    entry = {}
-    for name, data in (("key", key), ("value", value)):
-        text = _as_text(data)
-        entry[name if text is not None else name + "_b64"] = _b64(data) if text is None else text
-    file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+    file.write(_json_line(_entry("key", key) | _entry("value", value)))
+
+
+def _entry(name: str, data: bytes) -> dict[str, str]:
+    text = _as_text(data)
+    return {name: text} if text is not None else {name + "_b64": _b64(data)}
+
+
+def _json_line(entry: dict[str, str]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
+
+def key_writer(file: IO[bytes], coding: Coding, *, as_json: bool) -> Callable[[bytes], None]:
+    """Writes one key to ``file`` as a line."""
+    if as_json and coding.name != "text":
+        raise InputError("--json excludes --hex and --base64")
+
+    def write(key: bytes) -> None:
+        file.write(_json_line(_entry("key", key)) if as_json else coding.line(key))
+
+    return write
 
 
 def _as_text(data: bytes) -> str | None:
@@ -234,15 +258,27 @@ def _b64(data: bytes) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, for its owner only, that takes the place of ``path`` when all of it is written and durable."""
+def replacing(path: Path, *, force: bool = False) -> Iterator[IO[bytes]]:
+    """A new file, for its owner only, that is at ``path`` when all of it is written and durable.
+
+    InputError if something is there, before and after; with ``force``, a file is replaced.
+    """
+    _refuse(path, force)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        _refuse(path, force)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _refuse(path: Path, force: bool) -> None:
+    if os.path.lexists(path) and not (force and path.is_file()):
+        # a device or a pipe would be replaced by a file, too
+        why = "there already: --force replaces it" if path.is_file() else "there and no file"
+        raise InputError(f"{path} is {why}")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import oram as library
+from oram import kernels
 
 KEY = bytes(range(32))  # of the fixtures
 Oram = Callable[..., Any]
@@ -108,11 +109,17 @@ def test_keys_from_the_environment(oram: Oram, store: Path, monkeypatch: pytest.
     assert KEY.hex()[:20] not in broken.err
 
 
-def test_no_key(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_is_asked_for_what_it_opens_with(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORAM_KEY_FILE")
+    monkeypatch.setattr("oram.cli.credentials._terminal", lambda: False)
     done = oram("get", store, "k")
     assert done.code == 2
-    assert "--key-file" in done.err
+    assert done.err == "oram: this store opens with a key: give --key-file, or set ORAM_KEY or ORAM_KEY_FILE\n"
+    with monkeypatch.context() as patch:
+        patch.setenv("ORAM_PASSPHRASE", "words")
+        assert oram("create", "s", "--capacity", 10).code == 0
+    done = oram("get", "s", "k")
+    assert (done.code, done.err) == (2, "oram: nobody to ask for a passphrase: set ORAM_PASSPHRASE\n")
 
 
 def test_passphrases(oram: Oram, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,10 +198,23 @@ def test_create_passes_everything_on(oram: Oram, key_file: Path) -> None:
     assert oram("get", "s", "k", "--key-file", key_file).code == 3
 
 
-def test_verify(oram: Oram, store: Path) -> None:
-    oram("put", store, "k", "v")
-    assert oram("verify", store).text == "ok: every slot opens, 1 block in use\n"
-    assert json.loads(oram("verify", store, "--json").text) == {"ok": True, "exit": 0, "blocks": 1}
+@pytest.mark.parametrize("scheme", ["path", "linear"])
+def test_verify_counts_records(oram: Oram, key_file: Path, scheme: str) -> None:
+    key = ("--key-file", key_file)
+    oram("create", "s", "--capacity", 20, "--blocks-per-value", 2, "--block-size", 64, "--scheme", scheme, *key)
+    oram("put", "s", "k", "v", *key)
+    assert oram("verify", "s", *key).text == "ok: every slot opens, 1 record\n"
+    assert json.loads(oram("verify", "s", "--json", *key).text) == {"ok": True, "exit": 0, "records": 1}
+
+
+@pytest.mark.parametrize("scheme", ["path", "linear"])
+def test_verify_of_a_store_without_keys(oram: Oram, key_file: Path, tmp_path: Path, scheme: str) -> None:
+    made = library.create(f"lmdb:{tmp_path / 's'}", key=KEY, capacity=20, block_size=64, scheme=scheme, keyed=False)
+    with made:
+        made.blocks.write(3, b"data")
+    key = ("--key-file", key_file)
+    assert oram("verify", "s", *key).text == "ok: every slot opens, 20 blocks\n"
+    assert json.loads(oram("verify", "s", "--json", *key).text) == {"ok": True, "exit": 0, "blocks": 20}
 
 
 def test_backup_and_restore(oram: Oram, store: Path) -> None:
@@ -206,6 +226,18 @@ def test_backup_and_restore(oram: Oram, store: Path) -> None:
     assert oram("get", store, "k").out == b"new"
     assert oram("restore", "backup", store).code == 3
     assert oram("backup", store, "backup").code == 3
+
+
+@pytest.mark.parametrize(("copy", "again"), [("lmdb:b", "b"), ("b", "lmdb:b"), ("lmdb://{here}/b", "{here}/b")])
+def test_backups_are_named_like_stores(oram: Oram, store: Path, tmp_path: Path, copy: str, again: str) -> None:
+    oram("put", store, "k", "v")
+    assert oram("backup", store, copy.format(here=tmp_path)).code == 0
+    assert (tmp_path / "b" / "data.mdb").exists()
+    assert oram("restore", again.format(here=tmp_path), "lmdb:c").code == 0
+    assert oram("get", "c", "k").out == b"v"
+    for nowhere in ("memory:", "lmdb:", "lmdb://b", "redis://b"):
+        assert oram("backup", store, nowhere).code == 2
+        assert oram("restore", nowhere, "d").code == 2
 
 
 def test_rekey(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +275,47 @@ def test_doctor_without_native_kernels(oram: Oram, monkeypatch: pytest.MonkeyPat
     assert "unset it" in done.text
 
 
+def test_doctor_lists_a_store_one_parameter_a_line(oram: Oram, store: Path) -> None:
+    lines = oram("doctor", store).text.splitlines()
+    assert set(oram("info", store).text.splitlines()) <= set(lines)
+    assert "cipher               aes-256-gcm" in lines
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ('{"url": "file:///a%20b", "dir_info": {"editable": true}}', "--no-cache-dir --editable '/a b'"),
+        ('{"url": "file:///src", "dir_info": {}}', "--no-cache-dir /src"),
+        (
+            '{"url": "file:///dist/oram-0.1.0-py3-none-any.whl", "archive_info": {}}',
+            "--no-cache-dir --no-binary oram oram",
+        ),
+        (None, "--no-cache-dir --no-binary oram oram"),
+    ],
+)
+def test_doctor_says_how_to_build_the_kernels(
+    oram: Oram, monkeypatch: pytest.MonkeyPatch, origin: str | None, command: str
+) -> None:
+    def load(name: str) -> Any:
+        if name == "native":
+            raise library.errors.ParameterError("the native kernels are not built here")
+        return load_any(name)
+
+    load_any = kernels.load
+    monkeypatch.setattr("oram.kernels.load", load)
+    monkeypatch.setattr("importlib.metadata.PathDistribution.read_text", lambda self, name: origin)
+    monkeypatch.setattr("oram.cli.doctor._PACKAGES", ())
+    monkeypatch.setenv("ORAM_KERNELS", "reference")
+    assert f"pip install --force-reinstall --no-deps {command}" in oram("doctor").text
+
+
 # --- the program
 
 
 def test_version_and_help(oram: Oram) -> None:
     assert oram("--version").text == f"oram {library.__version__}\n"
-    for text in (oram().text, oram("--help").text):
-        for code in (*range(11), 130):
+    for text in (oram().text, oram("--help").text, oram("-h").text):
+        for code in (*range(11), 130, 141):
             assert f"\n      {code} " in text
     for command in (
         "create",
@@ -259,6 +325,7 @@ def test_version_and_help(oram: Oram) -> None:
         "delete",
         "load",
         "dump",
+        "keys",
         "verify",
         "backup",
         "restore",
@@ -267,6 +334,7 @@ def test_version_and_help(oram: Oram) -> None:
         "demo",
     ):
         assert f"Usage: oram {command}" in oram(command, "--help").text
+        assert oram(command, "-h").text == oram(command, "--help").text
 
 
 def test_the_module_is_the_program(tmp_path: Path) -> None:

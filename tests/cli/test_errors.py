@@ -14,7 +14,7 @@ import pytest
 
 import oram as library
 from oram import errors
-from oram.cli import exits
+from oram.cli import exits, formats, places
 
 SECRET = "hunter2-is-my-secret"
 
@@ -46,7 +46,7 @@ def test_missing_store(oram: Oram, key_file: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("ORAM_KEY_FILE", str(key_file))
     (tmp_path / "f.csv").write_text("key,value\n")
     commands = (
-        ["info", "x"], ["get", "x", "k"], ["put", "x", "k", "v"], ["delete", "x", "k"], ["load", "x", "f.csv"], ["dump", "x"], ["verify", "x"],
+        ["info", "x"], ["get", "x", "k"], ["put", "x", "k", "v"], ["delete", "x", "k"], ["load", "x", "f.csv"], ["dump", "x"], ["keys", "x"], ["verify", "x"],
         ["backup", "x", "y"], ["restore", "x", "y"], ["rekey", "x", "--new-key-file", "n"], ["doctor", "x"],
     )  # fmt: skip
     for command in commands:
@@ -138,7 +138,7 @@ def test_no_space(oram: Oram, store: Path) -> None:
         assert oram("get", store, "k").code == 7
 
 
-def _no_space(*_: object) -> None:
+def _no_space(*_: object, **__: object) -> None:
     raise errors.BackendFullError("no room at this place")
 
 
@@ -156,7 +156,9 @@ store[b"k"] = b"v"
 os._exit(0)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert oram("get", store, "k").code == 9
+    done = oram("get", store, "k")
+    assert done.code == 9
+    assert done.err.endswith("its client state is lost: restore a backup\n")
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,8 @@ os._exit(0)
         ["create", "n", "--capacity", "10", "--durability", "some"],
         ["create", "n", "--capacity", "10", "--items", "none.csv"],
         ["create", "n", "--capacity", "10", "--items", "items.txt"],
+        ["create", "n", "--capacity", "10", "--items", "-"],
+        ["create", "n", "--capacity", "10", "--blocks-per-value", "0"],
         ["create", "memory:", "--capacity", "10"],
         ["create", "redis://host/0", "--capacity", "10"],
         ["create", "", "--capacity", "10"],
@@ -184,6 +188,7 @@ os._exit(0)
         ["load", "store", "missing.csv"],
         ["load", "store", "-"],
         ["dump", "store", "--format", "xml"],
+        ["keys", "store", "--json", "--hex"],
         ["get", "store", "k", "--key-file", "missing"],
         ["frobnicate"],
         ["demo", "--seed", "-1"],
@@ -229,16 +234,145 @@ def test_output_that_cannot_be_written(oram: Oram, store: Path) -> None:
     assert oram("get", store, "k", "--output", "no/such/file").code == 7
 
 
-def test_a_reader_that_goes_away(store: Path, oram: Oram) -> None:
+@pytest.mark.parametrize("command", ["dump", "keys"])
+def test_a_reader_that_goes_away_hears_nothing_of_it(store: Path, oram: Oram, command: str) -> None:
     oram("put", store, "k", "v")
     with subprocess.Popen(
-        [sys.executable, "-m", "oram", "dump", str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "oram", command, str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as dump:
         assert dump.stdout is not None
         assert dump.stderr is not None
         dump.stdout.close()
-        assert dump.stderr.read() == b"oram: the output was closed before the end\n"
-        assert dump.wait(30) == 7
+        assert dump.stderr.read() == b""
+        assert dump.wait(30) == 141
+
+
+def test_an_output_file_that_is_there(oram: Oram, store: Path, tmp_path: Path) -> None:
+    oram("put", store, "k", "v")
+    there = tmp_path / "there.jsonl"
+    for command in (["get", store, "k"], ["dump", store]):
+        there.write_text("mine")
+        done = oram(*command, "--output", there)
+        assert (done.code, done.err) == (2, f"oram: {there} is there already: --force replaces it\n")
+        assert there.read_text() == "mine"
+        assert oram(*command, "--output", there, "--force").code == 0
+        assert b"v" in there.read_bytes()
+        assert oram(*command, "--output", tmp_path, "--format" if command[0] == "dump" else "--force", "csv").code == 2
+    (tmp_path / "away").symlink_to(tmp_path / "nowhere")
+    assert oram("get", store, "k", "--output", "away", "--force").code == 2
+    assert oram("get", store, "k", "--output", "/dev/null", "--force").code == 2
+    assert Path("/dev/null").is_char_device()
+
+
+def test_an_output_file_that_comes_meanwhile(store: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    with pytest.raises(exits.InputError, match="already"), formats.replacing(there) as file:
+        file.write(b"new")
+        there.write_text("mine")
+    assert there.read_text() == "mine"
+    assert not list(tmp_path.glob(".there*"))
+
+
+def test_rekey_to_the_same_key(oram: Oram, store: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    oram("put", store, "k", "v")
+    copy = key_file.with_name("copy")
+    copy.write_text(KEY.hex())
+    copy.chmod(0o600)
+    done = oram("rekey", store, "--new-key-file", copy)
+    assert (done.code, done.err) == (2, "oram: the new key is the one that the store has: nothing was changed\n")
+    monkeypatch.setenv("ORAM_NEW_PASSPHRASE", SECRET)
+    assert oram("rekey", store).code == 0
+    monkeypatch.delenv("ORAM_KEY_FILE")
+    monkeypatch.setenv("ORAM_PASSPHRASE", SECRET)
+    done = oram("rekey", store)
+    assert (done.code, done.err) == (2, "oram: the new passphrase is the one that the store has: nothing was changed\n")
+    assert oram("get", store, "k").out == b"v"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["get", "--hex", "store", "0g"], "KEY is not hex, an even number of the digits 0-9 and a-f"),
+        (["put", "--hex", "store", "00", "0"], "VALUE is not hex, an even number of the digits 0-9 and a-f"),
+        (["put", "--base64", "store", "AA==", "AA"], "VALUE is not base64, with its padding"),
+    ],
+)
+def test_which_argument_is_wrong(oram: Oram, store: Path, words: list[str], problem: str) -> None:
+    assert oram(*words).err == f"oram: the argument {problem}\n"
+
+
+def test_a_cipher_that_is_not_here(oram: Oram, key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("pyaegis", "pyaegis._aegis_ffi"):
+        monkeypatch.setitem(sys.modules, module, None)
+    done = oram("create", "new", "--capacity", 10, "--cipher", "aegis-256", "--key-file", key_file)
+    assert done.code == 2
+    assert "pip install" in done.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_header_cannot_command_the_terminal(oram: Oram, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    public = library.info(f"lmdb:{store}")
+    monkeypatch.setattr("oram.info", lambda place, state: {**public, "store": "\x1b]0;title\x07", "cipher": "\x9b1m\n"})
+    for command in ("info", "doctor"):
+        text = oram(command, store).text
+        assert "\\x1b]0;title\\x07" in text
+        assert "\\x9b1m\n" in text
+        assert all(c.isprintable() or c == "\n" for c in text)
+    monkeypatch.setattr("oram.info", lambda place, state: {**public, "blocks": "many"})
+    assert oram("info", store).code == 5
+    monkeypatch.setattr("oram.info", lambda place, state: {**public, "cipher": ["a"]})
+    assert oram("info", store).code == 5
+
+
+@pytest.mark.parametrize(("text", "line"), [("a\n b", "a b"), ("\x1b[2J", "\\x1b[2J"), ("n\u202em", "n\\u202em")])
+def test_a_message_is_one_line_of_text(text: str, line: str) -> None:
+    assert exits.one_line(text) == line
+
+
+# --- what fails leaves nothing
+
+
+@pytest.mark.parametrize("state", [(), ("--state", "deep/client")])
+def test_a_create_that_fails_late_leaves_nothing(
+    oram: Oram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("oram.store.install", _no_space)
+    assert oram("create", "deep/er/store", "--capacity", 10, "--key-file", "new", *state).code == 7
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    assert oram("create", "mine", "--capacity", 10, "--key-file", "new").code == 7
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "mine"]
+
+
+def test_a_restore_that_fails_late_leaves_nothing(oram: Oram, store: Path, tmp_path: Path) -> None:
+    assert oram("backup", store, "backup").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oram.store.install", _no_space)
+        assert oram("restore", "backup", "again").code == 7
+    assert not (tmp_path / "again").exists()
+    assert oram("restore", "backup", "again").code == 0
+
+
+def test_a_create_that_finds_the_store_of_another_leaves_it(oram: Oram, tmp_path: Path, key_file: Path) -> None:
+    """It came between the look and the making."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oram.cli.places.refuse_existing", lambda place, state: _make(place))
+        assert oram("create", "s", "--capacity", 10, "--key-file", "other").code == 3
+    assert oram("verify", "s", "--key-file", key_file).code == 0
+    assert not (tmp_path / "other").exists()
+
+
+def _make(place: str) -> None:
+    library.create(place, key=KEY, capacity=10, block_size=64).close()
+
+
+def test_an_unfinished_file_of_a_full_disk_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full"), places.making("lmdb:s", None):
+        (tmp_path / "s").mkdir()
+        (tmp_path / "s" / "data.mdb").touch()
+        raise OSError("full")
+    assert not (tmp_path / "s").exists()
 
 
 def test_an_unforeseen_error_says_nothing_of_what_it_was_about(oram: Oram, store: Path) -> None:
@@ -267,7 +401,7 @@ def _interrupted(*_: object) -> None:
 def test_every_error_of_the_library_has_its_code() -> None:
     expected = {
         "AddressError": 2, "BackendError": 7, "BackendFullError": 7, "BackupError": 9, "BlockSizeError": 2, "CapacityError": 8,
-        "CipherUnavailableError": 10, "ForkedStoreError": 10, "HandleError": 10, "IntegrityError": 5, "KeyTooLargeError": 8, "KeyTypeError": 2,
+        "CipherUnavailableError": 2, "ForkedStoreError": 10, "HandleError": 10, "IntegrityError": 5, "KeyTooLargeError": 8, "KeyTypeError": 2,
         "MissingKeyError": 1, "OramError": 10, "ParameterError": 2, "PoisonedError": 5, "RollbackError": 5, "StaleStateError": 5,
         "StateMissingError": 3, "StoreClosedError": 10, "StoreExistsError": 3, "StoreLockedError": 6, "StoreNotFoundError": 3,
         "UncleanShutdownError": 9, "ValueTooLargeError": 8, "WrongKeyError": 4,

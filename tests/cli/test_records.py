@@ -106,7 +106,8 @@ def test_bad_json(line: bytes, problem: str) -> None:
     ("rows", "problem"),
     [
         ("", "the file is empty"),
-        ("a,b\n", "line 1: no column key"),
+        ("a,b\n", r"line 1: no column key \(or key_b64\): name it with --key-column$"),
+        ("key,b\n", r"line 1: no column value \(or value_b64\): name it with --value-column$"),
         ("key,key,value\n", "line 1: the column key is there twice"),
         ("key,value\na\n", "line 2: 1 columns where the header has 2"),
         ("key,value\n\na,b,c\n", "line 3: 3 columns"),
@@ -190,7 +191,7 @@ def test_dump_writes_a_private_file_in_one_scan(oram: Oram, used: Path, tmp_path
     target = tmp_path / "out.jsonl"
     target.write_text("what was there before")
     target.chmod(0o644)
-    assert oram("dump", used, "--output", target).code == 0
+    assert oram("dump", used, "--output", target, "--force").code == 0
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert json.loads(target.read_text()) == {"key": "old", "value": "value"}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -326,8 +327,69 @@ def test_create_with_items(oram: Oram, key_file: Path, tmp_path: Path) -> None:
     done = oram("create", "s", "--capacity", 10, "--items", "f.csv", "--key-file", key_file)
     assert done.text == "created a store for 10 records, loaded 1 record\n"
     assert content(tmp_path / "s") == {b"\xff": b"one"}
-    (tmp_path / "bad.csv").write_text("key,value\na,1\nb\n")
-    bad = oram("create", "t", "--capacity", 10, "--items", "bad.csv", "--key-file", "new")
-    assert (bad.code, bad.err) == (2, "oram: line 3: 1 columns where the header has 2\n")
-    assert not (tmp_path / "new").exists()
-    assert oram("info", "t").code == 3
+
+
+def test_create_with_items_of_any_source(oram: Oram, key_file: Path, tmp_path: Path) -> None:
+    options = ("--capacity", 10, "--key-file", key_file, "--items")
+    columns = ("--format", "csv", "--key-column", "who", "--value-column", "x")
+    assert oram("create", "s", *options, "-", *columns, stdin=b"who,x\na,1\n").code == 0
+    (tmp_path / "items").write_text('{"key": "a", "value": "2"}\n{"key": "a", "value": "3"}\n')
+    assert oram("create", "t", *options, "items", "--format", "jsonl").code == 0
+    assert (content(tmp_path / "s"), content(tmp_path / "t")) == ({b"a": b"1"}, {b"a": b"3"})
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "code", "problem"),
+    [
+        ("key,value\na,1\nb\n", (), 2, "line 3: 1 columns where the header has 2"),
+        ("who,value\na,1\n", (), 2, "line 1: no column key (or key_b64): name it with --key-column"),
+        (f"key,value\na,{'x' * 100}\n", ("--block-size", 64), 8, "line 2: key and value together may have 57 bytes in this store"),
+        ("key,value\na,1\nb,2\na,3\n", ("--capacity", 1), 8, "more items than the store has capacity for"),
+        ("key,value\na,1\n", ("--block-size", 7), 2, "a record needs more than 7 bytes: raise --block-size or --blocks-per-value"),
+        ("key,value\na,1\n", ("--capacity", 0), 2, "capacity must be an integer from 1 to"),
+    ],
+)  # fmt: skip
+def test_items_that_cannot_be_loaded_make_no_store(
+    oram: Oram, tmp_path: Path, items: str, options: tuple[object, ...], code: int, problem: str
+) -> None:
+    (tmp_path / "bad.csv").write_text(items)
+    with pytest.MonkeyPatch.context() as patch:
+        # nothing is even begun: neither a key nor a question for a passphrase
+        patch.setattr("oram.cli.credentials.new", None)
+        done = oram("create", "deep/t", "--capacity", 10, "--items", "bad.csv", "--key-file", "new", *options)
+    assert done.code == code
+    assert done.err.startswith(f"oram: {problem}")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+# --- keys
+
+
+def test_keys(oram: Oram, store: Path) -> None:
+    names = {b"plain", "ä".encode(), b"\xff\n"}
+    with library.open(f"lmdb:{store}", key=KEY, durability="process") as opened:
+        opened.put_many(dict.fromkeys(names, b"secret value"))
+    lines = oram("keys", store, "--json").text.splitlines()
+    found = [json.loads(line) for line in lines]
+    assert len(found) == 3
+    assert {(e["key"].encode() if "key" in e else base64.b64decode(e["key_b64"])) for e in found} == names
+    assert {bytes.fromhex(line) for line in oram("keys", store, "--hex").text.splitlines()} == names
+    assert {base64.b64decode(line) for line in oram("keys", store, "--base64").text.splitlines()} == names
+    assert oram("delete", store, "--hex", "ff0a").code == 0
+    assert sorted(oram("keys", store).out.splitlines()) == [b"plain", "ä".encode()]
+
+
+def test_keys_are_one_scan(used: Path, oram: Oram, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = 0
+    scan = library.ObliviousStore.scan
+
+    def counted(store: library.ObliviousStore, visit: Callable[[bytes, bytes], None]) -> None:
+        nonlocal scans
+        scans += 1
+        scan(store, visit)
+
+    monkeypatch.setattr(library.ObliviousStore, "scan", counted)
+    assert oram("keys", used).out == b"old\n"
+    assert scans == 1
+    with library.open(f"lmdb:{used}", key=KEY) as opened:
+        assert opened.stats().accesses == 1
