@@ -17,29 +17,46 @@ source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in ("Pairs", "Progress", "U8", "I64", "SchemeParams")}
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
+python_maximum_signature_line_length = 72  # a longer one has an argument a line
 
 html_theme = "furo"
 html_title = f"oram {release}"
 
+# Made by a function, not by their constructors.
+_MADE = {"oram.ObliviousStore", "oram.Blocks", "oram.Stats", "oram.backends.Backend", "oram.backends.StateFile"}
+_MADE |= {"oram.backends.BufferBackend", "oram.backends.XorBackend"}
+_ARGUMENT = re.compile(r"(Z|[a-z_]+(?:, [a-z_]+)*): ")
+
 
 def _paragraphs(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
-    """Our docstrings are plain text: arguments as ``name: what it is``, with continuation lines indented, and Cost and Leaks in a sentence."""
+    """Our docstrings are plain text: arguments as ``name: what it is``, a line each, with continuation lines indented; Cost and Leaks in a sentence."""
     text: list[str] = []
+    listed = False  # whether the last line belongs to a list of arguments
     for line in lines:
         if line.startswith(" ") and text and text[-1] and not text[-1].endswith("::"):
             text[-1] += " " + line.strip()
             continue
-        argument = re.match(r"([a-z_]+(?:, [a-z_]+)*): ", line)
-        if argument and text and text[-1]:
+        argument = _ARGUMENT.match(line)
+        if bool(argument) != listed and text and text[-1]:
             text.append("")
-        text.append(f"*{argument[1]}*: {line[argument.end() :]}" if argument else line)
+        listed = bool(argument)
+        text.append(f"* **{argument[1]}**: {line[argument.end() :]}" if argument else line)
     lines[:] = [re.sub(r"\b(Cost|Leaks|Cost and leaks)(?=:| as)", r"**\1**", line) for line in text]
+
+
+def _signature(_app: Any, what: str, name: str, _object: Any, _options: Any, signature: str, returns: str) -> Any:
+    """No parameter list where there is nothing to call; aliases by their names."""
+    if what == "class" and name in _MADE:
+        return "", None
+    return signature and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature), returns
 
 
 def setup(app: Any) -> None:
     """What Sphinx calls."""
     app.connect("autodoc-process-docstring", _paragraphs)
+    app.connect("autodoc-process-signature", _signature)

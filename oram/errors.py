@@ -37,7 +37,7 @@ class OramError(Exception):
 
 
 class ParameterError(OramError, ValueError):
-    """Parameters that cannot make a store. All problems are reported together."""
+    """Parameters that cannot make a store, all problems together; or a store without keys used as a mapping."""
 
 
 class AddressError(OramError, IndexError):
@@ -49,7 +49,7 @@ class BlockSizeError(OramError, ValueError):
 
 
 class KeyTypeError(OramError, TypeError):
-    """A key or value that is not bytes-like."""
+    """A key, a value or block data that is not bytes-like, or items that are no pairs. Raised before anything happens."""
 
 
 class KeyTooLargeError(OramError, ValueError):
@@ -68,7 +68,7 @@ class MissingKeyError(OramError, KeyError):
 
 
 class CapacityError(OramError):
-    """The store is full. Raised after the access."""
+    """The store is full, or a load would not fit. Raised after the access, or after a load that costs the same; nothing was stored."""
 
 
 class BackendError(OramError):
@@ -76,7 +76,7 @@ class BackendError(OramError):
 
 
 class BackendFullError(BackendError):
-    """The backend has no room left (disk or memory limit). Nothing acknowledged is lost; make room and reopen."""
+    """The backend has no room left (disk or memory limit). Nothing acknowledged is lost; make room, close the handle, open the store again."""
 
 
 class StoreNotFoundError(OramError):
@@ -92,15 +92,15 @@ class StoreLockedError(OramError):
 
 
 class HandleError(OramError, TypeError):
-    """A handle used in a way it refuses (pickled, copied)."""
+    """A handle used in a way it refuses: pickled, copied, or from inside one of its own operations (``visit``, a signal handler, a finalizer)."""
 
 
 class StoreClosedError(OramError):
-    """The handle was closed, or failed in the middle of an access. Reopen the store."""
+    """The handle was closed, or failed in the middle of an access. Close it, then open the store again: the access is finished then."""
 
 
 class ForkedStoreError(OramError):
-    """The handle was opened before a fork and is used after it in the child."""
+    """The handle was opened before a fork and is used after it in the child, where ``close`` only lets go."""
 
 
 class StateMissingError(OramError):

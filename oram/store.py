@@ -92,16 +92,28 @@ def create(
 ) -> ObliviousStore:
     """Make a new store and open it.
 
-    where: ``"memory:"``, ``"lmdb:PATH"``, a ``pathlib.Path`` (the same as ``lmdb:``) or a Backend. key: 32 bytes (``generate_key``); or passphrase: through Argon2id.
-    capacity: records (blocks where ``keyed`` is False). block_size: bytes of a block; a record is
-    ``blocks_per_value`` blocks, and key and value together may have that many bytes less ``record.OVERHEAD`` = 7.
-    scheme: "path", "linear", a params object, or None for the cheaper one by measurement. cipher: "aes-256-gcm" or "aegis-256".
-    tree_top: bytes of client memory for the levels that never leave the client. durability: "sync" (survives
-    power loss; default where the backend is durable), "process" (survives the process) or "none" (needs ``close``).
-    state: directory for the client state; None keeps it beside the slots. items: records to start with, by bulk load.
+    where: ``"memory:"``, ``"lmdb:PATH"`` (a directory), a ``pathlib.Path`` (the same as ``lmdb:``), or a Backend.
+    key: 32 bytes, as from ``generate_key``. Nothing can be read without it. Give this or ``passphrase``.
+    passphrase: goes through Argon2id. Whoever has the header can try passphrases offline: prefer a key.
+    capacity: records (blocks where ``keyed`` is False), 1 to 2^31. Fixed. Client memory and the time to create and to open grow with it.
+    block_size: bytes of a block, 1 to 2^24. Fixed. Every access costs as much as the largest record.
+    scheme: "path", "linear", a params object, or None for the cheaper one by measurement.
+    blocks_per_value: blocks of a record, 1 to 1024. Key and value together may have ``blocks_per_value * block_size`` bytes less
+        ``record.OVERHEAD`` = 7, a key at most 65535 of them.
+    keyed: False makes an array of blocks without a directory: only ``store.blocks`` can be used.
+    cipher: "aes-256-gcm", or "aegis-256" (an Internet-Draft, not a standard; needs ``pip install oram[aegis]``).
+    tree_top: bytes of client memory, 16 MiB by default, for the levels of a Path tree that never leave the client. The client state on disk grows with it.
+    durability: of this handle. "sync" survives power loss (default where the backend is durable). "process" survives the death of the process;
+        a power loss rolls the client back, which costs data **and obliviousness**: positions that were seen are used again.
+        "none" needs ``close``: a crash loses the whole store.
+    state: directory for the client state; None keeps it beside the slots, where a rollback of both together cannot be noticed.
+        If it is lost, so are the records.
+    items: records to start with, a mapping or pairs, by bulk load: all of them in client memory.
+    progress: called with the number of items done so far, every 1024 items and at the end. How often tells how many there are: keep it from the server.
 
-    Raises ParameterError with all problems together, StoreExistsError, StoreLockedError, and what ``put_many`` raises for bad items.
-    Cost: instant; with items, every slot is written once. Leaks: all parameters above except key and items; not how many items.
+    Raises ParameterError with all problems together, StoreExistsError, StoreLockedError, and what ``put_many`` raises for bad
+    items. Cost: no access; time and client memory grow with the capacity; with items, every slot is written once, in index order.
+    Leaks: all parameters above except key and items; whether there were items, and not how many.
     """
     credential = Credential.of(key, passphrase)
     params, level = _check(
@@ -136,8 +148,19 @@ def open(
 ) -> ObliviousStore:
     """Open a store; scheme and parameters come from its header. If its last handle died in an access, that access is finished first.
 
+    where: as for ``create``.
+    key: the store's key; or its ``passphrase``.
+    passphrase: as for ``create``. The Argon2id parameters come from the header, before anything is authenticated: up to 4 GiB and 1024 passes.
+    durability: of this handle, whatever earlier handles had: as for ``create``.
+    state: the directory that ``create`` was given, if it was.
+
+    Always written, to the client state: the salt of a new generation. After a crash also the interrupted access, again as an access: its intent,
+    its slots and its commit. Where the client state lies apart over a backend that is not ATOMIC, the last write-back is written again. Regions of
+    unfinished ``load``, ``clear`` or ``rekey`` are dropped, and the server's copy of the header is mended.
+
     Raises StoreNotFoundError, StateMissingError, WrongKeyError, StoreLockedError, BackupError, UncleanShutdownError, IntegrityError (RollbackError,
-    StaleStateError). Cost: one small read; after a crash also one access. Leaks: that the store was opened; after a crash, a function of the journal.
+    StaleStateError). Cost: one small read, two where the client state lies apart; after a crash also one access; time and client memory grow with the
+    capacity. Leaks: that the store was opened; after a crash, a function of the journal.
     """
     credential = Credential.of(key, passphrase)
     level = _durability(durability)
@@ -152,7 +175,16 @@ def open(
 
 
 def info(where: str | os.PathLike[str] | Backend, *, state: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """The public header of a store, without its key and therefore not authenticated. Cost: no access. Leaks: that it was looked at."""
+    """The public header of a store, without its key and therefore **not authenticated**.
+
+    where, state: as for ``open``.
+
+    Returns a dict: ``format`` (1), ``store`` (the id, hex), ``scheme``, of a Path tree ``Z``, ``L``, ``T`` and ``h``, ``blocks``, ``block_size``,
+    ``blocks_per_value``, ``cipher``, ``keyed``, and ``kdf`` (name, salt and cost of the key's derivation); see "Header" in docs/formats.md.
+
+    Raises StoreNotFoundError, StateMissingError, StoreLockedError (also while a handle has it open), IntegrityError if it is no header.
+    Cost: no access. Leaks: that it was looked at.
+    """
     site = Site(where, state, sync=True, create=False)
     try:
         return Header.peek(site.header()).public
@@ -172,7 +204,16 @@ def restore(
     """Make a new store from a backup: new keys inside, new positions for every block. The credential stays the same.
 
     The positions in a backup may have been used since it was taken, and would link old accesses to new ones; so
-    it is read once from end to end and never opened for access. Cost: every slot of the backup read, every slot of the new store
+    it is read once from end to end and never opened for access.
+
+    source: what ``backup`` wrote, a path or ``"lmdb:PATH"``. It has to be writable: opening it draws a generation.
+    where: as for ``create``; there must be no store.
+    key: the key of the store that was backed up; or its ``passphrase``.
+    passphrase: as for ``open``.
+    state: as for ``create``: where the new store's client state goes.
+    durability: of the handle that is returned, as for ``create``.
+
+    Raises what ``open`` raises for the backup, but BackupError; StoreExistsError. Cost: every slot of the backup read, every slot of the new store
     written. Leaks: nothing beyond that. Client memory: all live blocks.
     """
     credential = Credential.of(key, passphrase)
@@ -380,7 +421,8 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
     Made by ``oram.create`` and ``oram.open``; close it, or use it in a ``with``. Thread-safe: one access at a time. It refuses pickling, copying,
     use after a fork, and a second handle on the same store. Get, put, delete, hit and miss look the same to the server.
 
-    After IntegrityError, or any error in the middle of an access, it refuses further work; open it again.
+    After IntegrityError, or any error in the middle of an access (Ctrl-C too), it refuses further work: close it, then open the store again.
+    From inside one of its own operations (``visit``, a signal handler, a finalizer) it is HandleError, before anything happens.
     """
 
     __hash__ = object.__hash__
@@ -566,6 +608,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         """Values in the order of ``keys``, None where missing.
 
         size: pad the batch to this many records (with dummies), so that the server does not learn how many were asked for.
+
         Cost: one batch of len(keys) or ``size`` records, in a constant number of round trips up to ``max_batch``. Leaks: that number.
         """
         with self._lock:
@@ -583,6 +626,9 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def put_many(self, items: Pairs, *, size: int | None = None) -> None:
         """Store many records; later ones win over earlier ones with the same key.
+
+        items: a mapping, or pairs of key and value.
+        size: as for ``get_many``.
 
         All keys and values are checked before anything happens. CapacityError after the accesses, with nothing stored.
         Up to ``max_batch`` records are one atomic batch; more are several. Cost: one batch of len(items) or ``size`` records. Leaks: that number.
@@ -610,7 +656,10 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
                 pass
 
     def delete_many(self, keys: Iterable[bytes], *, size: int | None = None) -> list[bool]:
-        """Delete many keys; whether each was there. Cost: one batch of len(keys) or ``size`` records. Leaks: that number."""
+        """Delete many keys; whether each was there, False for a repetition. Cost: one batch of len(keys) or ``size`` records. Leaks: that number.
+
+        size: as for ``get_many``.
+        """
         with self._lock:
             rows: list[tuple[Op, int, bytes, tuple[int, bytes] | None]] = []
             gone: set[int] = set()
@@ -656,9 +705,11 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
     def scan(self, visit: Callable[[bytes, bytes], None]) -> None:
         """Call ``visit(key, value)`` for every record, in no useful order, while one sequential scan of all slots goes on.
 
-        The scan finishes even if ``visit`` raises; what it raised is raised then. ``visit`` must not use the store.
-        Cost: every slot read once, in index order; no write. Leaks: that a scan took place. Client memory: one chunk of 8 MB,
-        and records of several blocks that are not complete yet.
+        visit: called between reads, so that slow code shows as time how many records a chunk has. It must not use the store: HandleError.
+
+        The scan finishes even if ``visit`` raises; what it raised is raised then. ParameterError for a store without keys.
+        Cost: every slot read once, in index order; no write. Leaks: that a scan took place. Client memory: of a Path store one chunk of 8 MB,
+        and records of several blocks that are not complete yet; of a Linear store all of it.
         """
         with self._lock:
             self._engine.check()
@@ -690,7 +741,10 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         return pairs
 
     def __iter__(self) -> Iterator[bytes]:
-        """All keys, by one whole scan before the first is returned. Cost and leaks as ``scan``. Client memory: all records."""
+        """All keys, by one whole scan before the first is returned. Cost and leaks as ``scan``. Client memory: all records.
+
+        ``dict(store)`` and ``{**store}`` are this **and one access a record**, as Python asks for each key: use ``dict(store.items())``.
+        """
         return iter([key for key, _ in self._all()])
 
     def keys(self) -> KeysView[bytes]:
@@ -708,15 +762,22 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         return _Values(self)
 
     def clear(self) -> None:
-        """Empty the store by making it anew. Cost: no access. Leaks: that it was cleared."""
+        """Empty the store by making it anew. Slots come to be with their first access, as in a new store; old ciphertext is let go, and not wiped.
+
+        Cost: no access; the client state is written anew. Leaks: that it was cleared.
+        """
         with self._lock:
             self._renew(None, [], keep=False)
 
     def load(self, items: Pairs, *, progress: Progress | None = None) -> None:
         """Bulk load: read every slot, merge the items in memory, write every slot once, with fresh positions.
 
-        Much cheaper than ``put_many`` where a good part of the store is loaded. All or nothing. CapacityError, and what ``put_many`` raises, with the
-        content unchanged. Cost: one scan and one rewriting of all slots, whatever is loaded. Leaks: that it took place. Client memory: all records.
+        items: a mapping or pairs; later ones win. All are checked before anything happens.
+        progress: as for ``create``.
+
+        Much cheaper than ``put_many`` where a good part of the store is loaded. All or nothing. CapacityError after a load that costs what one that
+        fits does, with the content unchanged. Cost: one scan and one rewriting of all slots, whatever is loaded. Leaks: that it took place.
+        Client memory: all records. Space at the server: twice the slots for a while, which an LMDB file keeps.
         """
         with self._lock:
             self._directory()
@@ -725,6 +786,9 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def rekey(self, *, key: bytes | None = None, passphrase: str | None = None) -> None:
         """Change the key or passphrase, the store's secret and all positions: everything is read and written anew.
+
+        key: the new key, 32 bytes; or a new ``passphrase``.
+        passphrase: as for ``create``.
 
         What the old key opened before stays readable to whoever kept a copy of the old slots and that key. Cost and leaks as ``load``.
         """
@@ -797,7 +861,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         return self._record_size - record.OVERHEAD
 
     def info(self) -> dict[str, Any]:
-        """The public parameters. Cost: no access. Leaks: nothing."""
+        """The public parameters: the dict of ``oram.info`` without ``kdf``, and authenticated. Cost: no access. Leaks: nothing."""
         return {name: value for name, value in self._header.public.items() if name != "kdf"}
 
     def stats(self) -> Stats:
@@ -828,6 +892,8 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy slots and client state into a new LMDB directory, marked so that it can only be restored, never opened.
 
+        path: the directory, with or without ``lmdb:``. It holds the client state too: keep it where you would keep the store.
+
         StoreExistsError if there is a store. Cost: every slot read once. Leaks: that it took place.
         """
         with self._lock:
@@ -836,8 +902,9 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             self._site.copy_to(Path(os.fspath(path).removeprefix("lmdb:")), [self._engine.journal.mark_backup()])
 
     def close(self) -> None:
-        """Leave the store so that it can be opened again. Idempotent. Cost: no access; with durability "none" the client state is
-        written. Leaks: that it was closed.
+        """Leave the store so that it can be opened again. Idempotent. In a child of a fork it only lets go: the parent has the store.
+
+        Cost: no access; with durability "none" the client state is written. Leaks: that it was closed.
         """
         if self._engine.forked:
             self._engine.retire()
