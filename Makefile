@@ -1,10 +1,11 @@
 # Every target does its own set-up: a virtual environment in .venv, the native kernels, all dependencies.
-# On a bare Debian it also installs what venv and the kernels need, where it may (root, or sudo without a password).
+# On a bare Debian it also installs what venv and the kernels need, where it may (root, or sudo without a password); it says so.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := aegis,test,docs,bench
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := pyproject.toml setup.py oram/kernels/build.py $(wildcard csrc/*)
 WORKERS ?= 2
 STRICT_C := -std=c11 -O2 -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wstrict-prototypes -Wundef -Werror -Icsrc
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
@@ -13,20 +14,25 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-om
 
 setup: $(VENV)/.installed
 
-# Debian splits venv and OpenSSL's headers off; without the headers the install goes on with the reference kernels.
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/debian python3-venv
-	@$(PYTHON) -c 'import os, sysconfig; assert os.path.exists(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || .ci/debian python3-dev || true
-	@printf '#include <openssl/evp.h>\n' | $${CC:-cc} -E - >/dev/null 2>&1 || .ci/debian libssl-dev || true
-	$(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	@echo "Setting up $(VENV) (about a minute)"
+	@.ci/debian $(PYTHON)
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --upgrade pip setuptools wheel cffi
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml setup.py oram/kernels/build.py $(wildcard csrc/*)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel cffi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[$(EXTRAS)]'
-	@$(BIN)/oram doctor
+# The package alone, for the demo, which is to be quick.
+$(VENV)/.demo: $(BIN)/python $(SOURCES)
+	@$(INSTALL) --no-build-isolation --editable '.[aegis]'
+	@$(BIN)/oram doctor | grep -q '^active kernels *native' || $(BIN)/oram doctor
 	@touch $@
 
-demo: setup
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@echo "Installing oram and the tools for its tests, benchmarks and documentation into $(VENV)"
+	@$(INSTALL) --no-build-isolation --editable '.[aegis,test,docs,bench]'
+	@$(BIN)/oram doctor
+	@touch $(VENV)/.demo $@
+
+demo: $(VENV)/.demo
 	$(BIN)/oram demo
 
 # What CI runs.
@@ -63,13 +69,14 @@ sanitize: setup
 	ORAM_CFLAGS="$(SANITIZE)" ORAM_LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-temp build/sanitized/tmp --build-lib build/sanitized
 	test -f build/sanitized/oram/kernels/_native.abi3.so
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	    PYTHONPATH=build/sanitized ORAM_KERNELS=native HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels
+	    PYTHONPATH=build/sanitized ORAM_KERNELS=native HYPOTHESIS_PROFILE=ci $(BIN)/python -P -m pytest -q -p no:cacheprovider tests/kernels
 
 bench: setup
 	$(BIN)/python -m bench
 
 docs: setup
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "The site is docs/_build/html/index.html"
 
 format: setup
 	$(BIN)/ruff check --fix .
