@@ -372,11 +372,15 @@ class LMDBStateFile(StateFile):
                     txn.delete(_state_name(key))
                 else:
                     txn.delete(key, b"", self._db)
+            cursor = txn.cursor(self._db)
+            last = bytes(cursor.key()) if cursor.last() else b""
             for key, value in puts:
                 if len(key) <= _SHORT:
                     txn.put(_state_name(key), value)
                 else:
-                    txn.put(key, value, db=self._db)
+                    # keys behind all others fill LMDB's pages, instead of leaving each half empty
+                    cursor.put(key, value, append=key > last)
+                    last = max(last, key)
             if backend is not None:
                 backend._put(txn, writes)
 
