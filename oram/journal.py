@@ -185,16 +185,19 @@ class Journal:
         return b"entry%d/%d/%d" % (self.meta.layout, piece, turn)
 
     def intent(self) -> Intent | None:
-        """The latest intent, None before the first. IntegrityError if it is not the last access or the one after it."""
+        """The intent of the last access or of the one after it; None where there is neither, so that nothing is pending.
+
+        IntegrityError if it is of an access that cannot have begun.
+        """
         blob = self.file.get(_key(b"i", self.incarnation))
         if blob is None:
-            if self.committed:
-                raise IntegrityError("the client state is incomplete")
             return None
         plain = self.keyring.open(b"intent", blob)
         sequence, m, note_size = _INTENT.unpack_from(plain)
-        if sequence > self.meta.sequence + 1 or (sequence < self.meta.sequence and self.committed):
+        if sequence > self.meta.sequence + 1:
             raise IntegrityError("the client state was changed")
+        if sequence < self.meta.sequence:
+            return None
         at = _INTENT.size
         return Intent(
             sequence, note_size, plain[at : at + m], plain[at + m : at + 5 * m], plain[at + 5 * m : at + 9 * m]
@@ -247,9 +250,8 @@ class Journal:
         """Durable before the first read. Length: a function of m."""
         m = requests.m
         body = b"".join(part[:m].tobytes() for part in (requests.ops, requests.addresses, requests.draws))
-        self.file.commit(
-            [(_key(b"i", self.incarnation), self.keyring.seal(b"intent", _INTENT.pack(sequence, m, note_size) + body))]
-        )
+        blob = self.keyring.seal(b"intent", _INTENT.pack(sequence, m, note_size) + body)
+        self.file.replace(_key(b"i", self.incarnation), blob)
 
     def take(self, pieces: Pieces, count: int) -> list[bytes]:
         """The next ``count`` pieces as they are before an access, or all of them."""

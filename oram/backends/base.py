@@ -100,6 +100,10 @@ class StateFile(abc.ABC):
         Raises BackendFullError where there is no room; then nothing of it was applied.
         """
 
+    def replace(self, key: bytes, value: bytes) -> None:
+        """``commit([(key, value)])`` for a key that is replaced often and never together with others; it may be cheaper."""
+        self.commit([(key, value)])
+
     @abc.abstractmethod
     def sync(self) -> None:
         """Make everything committed survive power loss."""

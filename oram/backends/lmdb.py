@@ -20,6 +20,7 @@ import os
 import struct
 import threading
 import weakref
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,7 @@ T = TypeVar("T")
 
 _DATA = "data.mdb"
 _LOCK = "oram.lock"
+_SLATE = "oram.slate"
 _REGIONS = b"regions"
 _STATE = b"state"
 _SHORT = 8  # bytes of a state key that lives in the main database
@@ -298,8 +300,18 @@ class LMDBStateFile(StateFile):
             environment.close()
             raise
 
+    def replace(self, key: bytes, value: bytes) -> None:
+        check_state_keys(((key, value),), ())
+        if len(key) + len(value) > _Slate.SIZE // 2:
+            self.commit([(key, value)])
+        else:
+            self._environment.put_slate(key, value)
+
     def get(self, key: bytes) -> bytes | None:
         check_state_keys((), (key,))
+        self._environment.check()
+        if key and key == self._environment.slate.key:
+            return self._environment.slate.value
 
         def work(txn: lmdb.Transaction[memoryview]) -> bytes | None:
             value = txn.get(_state_name(key)) if len(key) <= _SHORT else txn.get(key, None, self._db)
@@ -310,7 +322,12 @@ class LMDBStateFile(StateFile):
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """As the base class says. Commits during a scan are seen by the part of it that is still to come."""
         self._environment.check()
-        return heapq.merge(self._short(prefix), self._scan(prefix))
+        slate = self._environment.slate
+        pairs = heapq.merge(self._short(prefix), self._scan(prefix))
+        if not slate.key or not slate.key.startswith(prefix):
+            return pairs
+        mine = slate.key, slate.value
+        return heapq.merge([mine], (pair for pair in pairs if pair[0] != mine[0]))
 
     def _short(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
         """The pairs with short keys: there are few."""
@@ -385,6 +402,9 @@ class LMDBStateFile(StateFile):
                 backend._put(txn, writes)
 
         self._environment.run(work, write=True)
+        slate = self._environment.slate.key  # what it holds counts before what LMDB holds, so it has to go
+        if slate and (slate in deletes or any(key == slate for key, _ in puts)):
+            self._environment.put_slate(b"", b"")
 
     def sync(self) -> None:
         self._environment.sync()
@@ -392,6 +412,66 @@ class LMDBStateFile(StateFile):
     def close(self) -> None:
         if self._backend is None:
             self._environment.close()
+
+
+class _Slate:
+    """One small record in a file of its own, replaced as a whole by one write in place and one flush: LMDB needs two.
+
+    The file has two places of ``SIZE`` bytes, used in turn, so that a write which a crash cuts short leaves the record before it.
+    A place is a head (number of the write, lengths of key and value), key, value, and CRC-32 of all that.
+    """
+
+    SIZE = 1 << 15
+    HEAD = struct.Struct("<QII")
+
+    def __init__(self, path: Path, *, sync: bool) -> None:
+        self._path, self._sync = path, sync
+        self._file: int | None = None
+        self.key, self.value, self._count = b"", b"", 0
+        if path.exists():
+            self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            for place in (0, 1):
+                self._load(os.pread(self._file, self.SIZE, place * self.SIZE))
+
+    def _load(self, data: bytes) -> None:
+        if len(data) < self.HEAD.size:
+            return
+        count, key, value = self.HEAD.unpack_from(data)
+        end = self.HEAD.size + key + value
+        whole = end + 4 <= len(data) and zlib.crc32(data[:end]) == int.from_bytes(data[end : end + 4], "little")
+        if whole and count > self._count:
+            self._count = count
+            self.key, self.value = data[self.HEAD.size : end - value], data[end - value : end]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Replace the record. OSError."""
+        if self._file is None:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(file, bytes(2 * self.SIZE), 0)  # so that no later write needs room
+                os.fsync(file)
+                _sync_directory(self._path.parent)
+            except BaseException:
+                os.close(file)
+                raise
+            self._file = file
+        count = self._count + 1
+        data = self.HEAD.pack(count, len(key), len(value)) + key + value
+        os.pwrite(self._file, data + zlib.crc32(data).to_bytes(4, "little"), count % 2 * self.SIZE)
+        if self._sync:
+            os.fdatasync(self._file)
+        self.key, self.value, self._count = key, value, count
+
+    def flush(self) -> None:
+        """Make the record survive power loss."""
+        if self._file is not None:
+            os.fdatasync(self._file)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
 
 
 class _Environment:
@@ -435,6 +515,7 @@ class _Environment:
             fresh = not data.exists() or (create and not data.stat().st_size)
             if not fresh:
                 _check_length(data)
+            self.slate = _Slate(self.path / _SLATE, sync=self._sync)
             self.env = lmdb.Environment(
                 str(self.path),
                 map_size=_whole_pages(map_size),
@@ -499,10 +580,28 @@ class _Environment:
             if self._settled:
                 return  # each commit has done it
             try:
+                self.slate.flush()
                 self.env.sync(True)
+            except OSError as error:
+                raise self._slate_failure(error) from error
             except lmdb.Error as error:
                 raise self._failure(error) from error
             self._settled = self._sync
+
+    def put_slate(self, key: bytes, value: bytes) -> None:
+        """Replace the record that is not in LMDB."""
+        with self._condition:
+            self.check()
+            try:
+                self.slate.put(key, value)
+            except OSError as error:
+                raise self._slate_failure(error) from error
+
+    def _slate_failure(self, error: OSError) -> Exception:
+        if error.errno in _FULL:
+            return BackendFullError(f"no room at {self.path}")
+        self._die("reading or writing the disk failed; reopen the store")
+        return BackendError(self._why_dead)
 
     def copy_to(self, path: str | os.PathLike[str]) -> None:
         target = Path(path).absolute()
@@ -544,6 +643,7 @@ class _Environment:
                 while self._copies:
                     self._condition.wait()
                 self.env.close()
+                self.slate.close()
             self.dead = True
             self._why_dead = "the backend is closed"
             self._unlock()

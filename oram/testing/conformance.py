@@ -642,6 +642,34 @@ class StateFileConformance(_Conformance):
         state.commit([(b"a", b"2"), (b"a", b"3")], [b"a"])
         assert state.get(b"a") == b"3"
 
+    def test_replace(self, state: StateFile) -> None:
+        """A replaced record is like a committed one, whichever way it was stored last."""
+        for value in (b"1", b"", b"3" * 1000, b"4" * 100_000, b"5"):
+            state.replace(b"key", value)
+            assert state.get(b"key") == value
+            assert list(state.scan(b"")) == list(state.scan(b"k")) == [(b"key", value)]
+        state.commit([(b"key", b"committed"), (b"a", b"1"), (b"z", b"2")])
+        assert list(state.scan(b"")) == [(b"a", b"1"), (b"key", b"committed"), (b"z", b"2")]
+        state.replace(b"key", b"replaced")
+        assert list(state.scan(b"")) == [(b"a", b"1"), (b"key", b"replaced"), (b"z", b"2")]
+        state.replace(b"other", b"x")
+        state.replace(b"key", b"again")
+        assert state.get(b"key") == b"again"
+        state.commit([], [b"key"])
+        assert state.get(b"key") is None
+        assert b"key" not in dict(state.scan(b""))
+
+    def test_a_replaced_record_survives_reopening(self, state: StateFile) -> None:
+        state.commit([(b"key", b"1")])
+        state.replace(b"key", b"2")
+        again = self.reopen(state)
+        if again is None:
+            pytest.skip("the file is gone with its object")
+        try:
+            assert again.get(b"key") == b"2"
+        finally:
+            again.close()
+
     def test_a_value_is_a_copy(self, state: StateFile) -> None:
         value = bytearray(b"before")
         state.commit([(b"a", memoryview(value))])

@@ -749,3 +749,56 @@ for number in range(1, 1 << 30):
             # The next one starts over.
             backend.drop("tree")
             backend.state_file().commit([], [b"number"])
+
+
+def _slate(tmp_path: Path) -> LMDBStateFile:
+    return LMDBStateFile.at(tmp_path, sync=False)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 15, 16, 20, 40])
+def test_a_replacement_that_a_crash_cuts_short_leaves_the_record_before(tmp_path: Path, cut: int) -> None:
+    state = _slate(tmp_path)
+    for i in range(5):
+        state.replace(b"key", b"value %d" % i * 5)
+    before = (tmp_path / "oram.slate").read_bytes()
+    state.replace(b"key", b"the last one, which is longer than the others")
+    state.close()
+    after = (tmp_path / "oram.slate").read_bytes()
+    (changed,) = (place for place in (0, 1 << 15) if before[place:][: 1 << 15] != after[place:][: 1 << 15])
+    torn = bytearray(before)
+    torn[changed : changed + cut] = after[changed : changed + cut]
+    (tmp_path / "oram.slate").write_bytes(torn)
+    state = _slate(tmp_path)
+    assert state.get(b"key") == b"value 4" * 5
+    state.replace(b"key", b"new")
+    state.close()
+    state = _slate(tmp_path)
+    assert state.get(b"key") == b"new"
+    state.close()
+
+
+def test_a_damaged_slate_holds_nothing(tmp_path: Path) -> None:
+    state = _slate(tmp_path)
+    state.replace(b"key", b"1")
+    state.replace(b"key", b"2")
+    state.close()
+    for data in (b"", b"short", os.urandom(1 << 16), b"\xff" * (1 << 16)):
+        (tmp_path / "oram.slate").write_bytes(data)
+        state = _slate(tmp_path)
+        assert state.get(b"key") is None
+        state.close()
+
+
+def test_a_full_disk_when_the_slate_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = _slate(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(BackendFullError):
+            state.replace(b"key", b"1")
+    state.replace(b"key", b"2")
+    assert state.get(b"key") == b"2"
+    state.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,20 @@ def dump(path: Path) -> tuple[dict[bytes, bytes], dict[str, tuple[int, int]], di
         for key, value in txn.cursor(env.open_db(b"state", txn=txn, create=False)):
             assert len(key) > 8
             state[key] = value
+    slate = path / "oram.slate"
+    if slate.exists():
+        state |= dict([max(places(slate.read_bytes()))[1:]])
     return state, regions, slots
+
+
+def places(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """(number of the write, key, value) of the places of a slate that are whole."""
+    assert len(data) == 2 << 15
+    for place in (data[: 1 << 15], data[1 << 15 :]):
+        count, key, value = struct.unpack_from("<QII", place)
+        end = 16 + key + value
+        if count and zlib.crc32(place[:end]) == struct.unpack_from("<I", place, end)[0]:
+            yield count, place[16 : 16 + key], place[16 + key : end]
 
 
 class Reader:
