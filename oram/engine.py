@@ -165,9 +165,9 @@ class Engine:
     def _logged_access(self, sequence: int, requests: Requests, note: bytes, *, known: bool = False) -> None:
         """The four steps. known: the directory has the note already, by replay."""
         journal = self.journal
-        # as many pieces as usual records would fit into this one: so the journal never outgrows the state
+        # half as many pieces as usual records would fit into this one: so the records stay below twice the state
         size = self.scheme.record_size(requests) + len(note)
-        taken = journal.take(self.pieces, -(-size // self._record_size))
+        taken = journal.take(self.pieces, -(-size // (2 * self._record_size)))
         journal.log_intent(sequence, requests, len(note))  # where this fails, nothing has happened
         if self._synced:
             journal.file.sync()  # free where a commit has done it

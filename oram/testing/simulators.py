@@ -131,7 +131,7 @@ class Simulator:
         total = self.state_size() + (TAG * (int(self.info["blocks"]) // unit) if self.info["keyed"] else 0)
         count = -(-total // piece)
         puts: list[tuple[bytes, int]] = []
-        for _ in range(min(count, -(-(self.record_size(m, self.most(m)) + note) // usual))):
+        for _ in range(min(count, -(-(self.record_size(m, self.most(m)) + note) // (2 * usual)))):
             i = self._cursor % count
             self._cursor += 1
             key = b"p" + _be(1, "I") + _be(i, "Q")
