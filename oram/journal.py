@@ -36,7 +36,7 @@ from oram.state import Pieces
 
 HEADER = b"header"
 META = b"meta"
-_META = struct.Struct("<QQQQ16s32s???")
+_META = struct.Struct("<QQQQ16sI32s???")
 _INTENT = struct.Struct("<QII")
 _ENTRY = struct.Struct("<Q16sIII")  # sequence (0 = no record), tag of the entry before, bytes of piece, record and note
 ENTRY_OVERHEAD = _ENTRY.size + OVERHEAD
@@ -52,7 +52,8 @@ class Meta:
     sequence: int = 0  # accesses committed
     growth: int = 0  # rows of the growing arrays
     newest: bytes = bytes(16)  # tag of the entry written last
-    salts: bytes = bytes(32)  # digest of the generations' salts
+    generations: int = 0  # those that this meta knows
+    salts: bytes = bytes(32)  # digest of their salts
     sparse: bool = False  # pieces not written since creation are absent, and as a new store has them
     dirty: bool = False  # durability="none" and not closed
     backup: bool = False
@@ -129,7 +130,10 @@ class Journal:
         """IntegrityError if meta does not open, or belongs to other salts."""
         blob = file.get(META) or b""
         journal = cls(file, keyring, incarnation, Meta.unpack(keyring.open(META, blob[4:])))
-        if journal.meta.salts != keyring.salts_digest():
+        known = journal.meta.generations
+        for generation in [generation for generation in keyring.salts if generation > known]:
+            del keyring.salts[generation]  # its commit raised and was durable all the same; or somebody planted it
+        if journal.meta.salts != keyring.salts_digest(known):
             raise IntegrityError("the client state was changed")
         journal.installed = True
         return journal
@@ -187,16 +191,18 @@ class Journal:
     def intent(self) -> Intent | None:
         """The intent of the last access or of the one after it; None where there is neither, so that nothing is pending.
 
-        IntegrityError if it is of an access that cannot have begun.
+        What does not open, or is of another access, was left behind or ahead by a power loss under durability "process". It
+        is no authority: whoever can change it can delete it.
         """
         blob = self.file.get(_key(b"i", self.incarnation))
-        if blob is None:
+        try:
+            plain = b"" if blob is None else self.keyring.open(b"intent", blob)
+        except IntegrityError:
             return None
-        plain = self.keyring.open(b"intent", blob)
+        if not plain:
+            return None
         sequence, m, note_size = _INTENT.unpack_from(plain)
-        if sequence > self.meta.sequence + 1:
-            raise IntegrityError("the client state was changed")
-        if sequence < self.meta.sequence:
+        if not self.meta.sequence <= sequence <= self.meta.sequence + 1:
             return None
         at = _INTENT.size
         return Intent(
@@ -235,13 +241,13 @@ class Journal:
         """Draw a generation, make its salt durable, seal under it from now on."""
         keyring = self.keyring
         generation, salt = keyring.new_generation()
-        before, counter = keyring.current, keyring.counter
+        before = keyring.current, keyring.counter, keyring.blocks
         keyring.start(generation, salt)
-        meta = replace(self.meta, salts=keyring.salts_digest())
+        meta = replace(self.meta, generations=generation, salts=keyring.salts_digest(generation))
         try:
             self.file.commit([self.salt_entry(generation, salt), *([self._meta(meta)] if self.installed else [])])
         except BaseException:
-            keyring.undo(generation, before, counter)
+            keyring.undo(generation, *before)
             raise
         self.meta = meta
         return generation
@@ -283,14 +289,25 @@ class Journal:
         if write_back:
             body = record.sequence.to_bytes(8, "little") + b"".join(_pack_write(write) for write in write_back)
             puts.append((_key(b"w", self.incarnation), self.keyring.seal(b"write-back", body)))
-        meta = Meta(old.layout, cursor, record.sequence, old.growth, tag, old.salts, old.sparse, old.dirty, old.backup)
+        meta = Meta(
+            old.layout,
+            cursor,
+            record.sequence,
+            old.growth,
+            tag,
+            old.generations,
+            old.salts,
+            old.sparse,
+            old.dirty,
+            old.backup,
+        )
         puts.append(self._meta(meta))
         self.file.commit(puts, writes=writes)
         self.meta = meta
 
     def begin(self, growth: int, *, puts: Sequence[tuple[bytes, bytes]], writes: Sequence[SlotWrite]) -> None:
         """The journal of a new, empty store: its pieces are as any new store has them, so none is written."""
-        self.meta = Meta(layout=_layout(), growth=growth, salts=self.keyring.salts_digest(), sparse=True)
+        self.meta = replace(self.meta, layout=_layout(), growth=growth, sparse=True)
         self.file.commit([*puts, self._meta(self.meta)], writes=writes)
         self.installed = True
 
@@ -312,8 +329,8 @@ class Journal:
     ) -> None:
         """All pieces at once, in a new layout; what the old one needed goes in the same transaction."""
         old = [key for kind in (b"p", b"i", b"w") for key, _ in self.file.scan(_key(kind, self.incarnation))]
-        digest = self.keyring.salts_digest()
-        self.meta = Meta(layout=_layout(), sequence=sequence, growth=growth, salts=digest)
+        known = self.meta
+        self.meta = Meta(_layout(), sequence=sequence, growth=growth, generations=known.generations, salts=known.salts)
         entries = []
         for i in range(pieces.count):
             piece = pieces.take(i)

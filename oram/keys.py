@@ -116,9 +116,11 @@ class Header:
             public = json.loads(text[len(MAGIC) :])
             if public["format"] != 1 or not isinstance(public["kdf"], dict):
                 raise IntegrityError("this store was written by another format version")
+            kdf = public.pop("kdf")
             words = [
-                word for part in (public, public["kdf"]) for word in part.values() if not isinstance(word, int | dict)
+                word for part in (public, kdf) for pair in part.items() for word in pair if not isinstance(word, int)
             ]
+            public["kdf"] = kdf
             if not all(isinstance(word, str) and word.isascii() and word.isprintable() for word in words):
                 raise IntegrityError("the header is damaged")  # nobody has authenticated it, and somebody may print it
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -171,11 +173,11 @@ class Keyring:
         self.salts[generation] = salt
         self.current, self.counter, self.blocks = generation, 0, 0
 
-    def undo(self, generation: int, before: int, counter: int) -> None:
-        """Forget a generation whose salt did not become durable."""
+    def undo(self, generation: int, before: int, counter: int, blocks: int) -> None:
+        """Go on under the generation before: it is not known whether the salt of this one became durable."""
         del self.salts[generation]
         self._state.pop(generation, None)
-        self.current, self.counter = before, counter
+        self.current, self.counter, self.blocks = before, counter, blocks
 
     def _salt(self, generation: int) -> bytes:
         if generation not in self.salts:
@@ -190,10 +192,10 @@ class Keyring:
         # the number is bound as well: else another generation's salt could be put in the place of this one
         return derive(self._secret, self._salt(generation), label, self._context + struct.pack("<I", generation))
 
-    def salts_digest(self) -> bytes:
-        """SHA-256 over all salts in order. IntegrityError if one is missing."""
+    def salts_digest(self, generations: int) -> bytes:
+        """SHA-256 over the salts of the first generations, in order. IntegrityError if one is missing."""
         digest = hashlib.sha256()
-        for generation in range(1, len(self.salts) + 1):
+        for generation in range(1, generations + 1):
             if generation not in self.salts:
                 raise IntegrityError("the client state was changed")
             digest.update(self.salts[generation])

@@ -399,20 +399,15 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._pid = threading.RLock(), False, os.getpid()
+        self._lock, self._pid = threading.RLock(), os.getpid()
 
-    def __enter__(self) -> None:
+    def __call__(self) -> threading.RLock:
+        """The lock itself, for a ``with``: its own methods cannot be cut in two by a signal, as ones in Python could."""
         if os.getpid() != self._pid:
             raise ForkedStoreError("this store was opened before a fork; open it in one process only")
-        self._lock.acquire()
-        if self._inside:  # only this thread can see it set
-            self._lock.release()
+        if self._lock._is_owned():  # type: ignore[attr-defined]
             raise HandleError("this store is in the middle of an operation of the same thread")
-        self._inside = True
-
-    def __exit__(self, *_: object) -> None:
-        self._inside = False
-        self._lock.release()
+        return self._lock
 
 
 class ObliviousStore(MutableMapping[bytes, bytes]):
@@ -432,7 +427,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         self._shape = Shape.of(header.public)
         self._record_size = self._shape.blocks_per_value * self._shape.geometry.B
         self._durability = durability
-        self._lock = Gate()
+        self._gate = Gate()
         self._no_note = Directory.note([None])
         self._limit = max(1, engine.scheme.max_batch // self._shape.blocks_per_value)  # records a batch
         self.blocks = Blocks(self)
@@ -478,7 +473,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
         Cost: one access of ``blocks_per_value`` blocks, hit or miss. Leaks: nothing beyond the access.
         """
-        with self._lock:
+        with self._gate():
             name, _, found = self._look(key)
             blob = self._one(Op.READ, found)
             if found < 0:
@@ -502,7 +497,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         Raises KeyTypeError, KeyTooLargeError, ValueTooLargeError before anything happens; CapacityError after the access.
         Cost: one access, new key or old. Leaks: nothing beyond the access.
         """
-        with self._lock:
+        with self._gate():
             name, value = record.check(key, value, self._record_size)
             _, tag, found = self._look(name)
             self._put(name, value, tag, found)
@@ -532,7 +527,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def _take(self, key: bytes) -> bytes:
         """Remove a key and return its value."""
-        with self._lock:
+        with self._gate():
             name, _, found = self._look(key)
             return self._remove(name, found)
 
@@ -557,7 +552,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def popitem(self) -> tuple[bytes, bytes]:
         """Remove some record and return it. MissingKeyError if there is none. Cost: one access. Leaks: nothing beyond the access."""
-        with self._lock:
+        with self._gate():
             self._engine.check()
             found = self._directory().any()
             blob = self._one(Op.REMOVE, found, change=None if found < 0 else (found, NO_TAG))
@@ -570,7 +565,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def setdefault(self, key: bytes, default: bytes = b"") -> bytes:
         """The value of a key, which is stored first if it is missing. Cost: one access either way. Leaks: nothing beyond the access."""
-        with self._lock:
+        with self._gate():
             name, value = record.check(key, default, self._record_size)
             _, tag, found = self._look(name)
             if found >= 0:
@@ -611,7 +606,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
         Cost: one batch of len(keys) or ``size`` records, in a constant number of round trips up to ``max_batch``. Leaks: that number.
         """
-        with self._lock:
+        with self._gate():
             looked = [self._look(key) for key in keys]
             values: list[bytes | None] = [None] * len(looked)
             failure: IntegrityError | None = None
@@ -633,7 +628,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         All keys and values are checked before anything happens. CapacityError after the accesses, with nothing stored.
         Up to ``max_batch`` records are one atomic batch; more are several. Cost: one batch of len(items) or ``size`` records. Leaks: that number.
         """
-        with self._lock:
+        with self._gate():
             checked = [record.check(key, value, self._record_size) for key, value in _pairs(items)]
             directory = self._directory()
             rows: list[tuple[Op, int, bytes, tuple[int, bytes] | None]] = []
@@ -660,7 +655,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
         size: as for ``get_many``.
         """
-        with self._lock:
+        with self._gate():
             rows: list[tuple[Op, int, bytes, tuple[int, bytes] | None]] = []
             gone: set[int] = set()
             for _, _, found in [self._look(key) for key in keys]:
@@ -683,12 +678,12 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def __contains__(self, key: object) -> bool:
         """Whether a key is there. Cost: none, answered from client state. Leaks: nothing at all."""
-        with self._lock:
+        with self._gate():
             return self._look(key)[2] >= 0
 
     def __len__(self) -> int:
         """Records in use. Cost: none, answered from client state. Leaks: nothing at all."""
-        with self._lock:
+        with self._gate():
             self._engine.check()
             return len(self._directory())
 
@@ -711,7 +706,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         Cost: every slot read once, in index order; no write. Leaks: that a scan took place. Client memory: of a Path store one chunk of 8 MB,
         and records of several blocks that are not complete yet; of a Linear store all of it.
         """
-        with self._lock:
+        with self._gate():
             self._engine.check()
             k, directory = self._shape.blocks_per_value, self._directory()
             parts: dict[int, list[bytes | None]] = {}
@@ -766,7 +761,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
         Cost: no access; the client state is written anew. Leaks: that it was cleared.
         """
-        with self._lock:
+        with self._gate():
             self._renew(None, [], keep=False)
 
     def load(self, items: Pairs, *, progress: Progress | None = None) -> None:
@@ -779,7 +774,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         fits does, with the content unchanged. Cost: one scan and one rewriting of all slots, whatever is loaded. Leaks: that it took place.
         Client memory: all records. Space at the server: twice the slots for a while, which an LMDB file keeps.
         """
-        with self._lock:
+        with self._gate():
             self._directory()
             checked = [record.check(key, value, self._record_size) for key, value in _pairs(items)]
             self._renew(None, checked, keep=True, progress=progress)
@@ -793,7 +788,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         What the old key opened before stays readable to whoever kept a copy of the old slots and that key. Cost and leaks as ``load``.
         """
         credential = Credential.of(key, passphrase)
-        with self._lock:
+        with self._gate():
             self._renew(credential, [], keep=True)
 
     def _overflows(self, items: Pairs) -> bool:
@@ -836,10 +831,10 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             raise
         try:
             install(site, new, blob, empty=False, old=old.journal.incarnation)
+            old.retire()
+            self._engine, self._header = new, header
         except BaseException as error:
             raise old.fail(error) from None
-        old.retire()
-        self._engine, self._header = new, header
         if full:  # found out before, raised after: it costs the same
             raise CapacityError("more items than the store has capacity for")
 
@@ -866,7 +861,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def stats(self) -> Stats:
         """Numbers for the owner; some are secret. Cost: no access, O(client state) time. Leaks: nothing, if you keep them to yourself."""
-        with self._lock:
+        with self._gate():
             self._engine.check()
             engine = self._engine
             stash = engine.scheme.stash_size
@@ -878,14 +873,14 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
         Cost: every slot read once, in index order. Leaks: that it took place.
         """
-        with self._lock:
+        with self._gate():
             return sum(len(addresses) for addresses, _ in self._engine.scan())
 
     def flush(self) -> None:
         """Make everything acknowledged so far survive power loss. With durability "none" only until the next access, which
         makes the checkpoint out of date again. Cost: no access. Leaks: that it took place.
         """
-        with self._lock:
+        with self._gate():
             self._engine.check()
             self._engine.flush()
 
@@ -896,7 +891,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
         StoreExistsError if there is a store. Cost: every slot read once. Leaks: that it took place.
         """
-        with self._lock:
+        with self._gate():
             self._engine.check()
             self._engine.flush()
             self._site.copy_to(Path(os.fspath(path).removeprefix("lmdb:")), [self._engine.journal.mark_backup()])
@@ -909,7 +904,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         if self._engine.forked:
             self._engine.retire()
             return
-        with self._lock:
+        with self._gate():
             if self._closed:
                 return
             self._closed = True
@@ -1016,7 +1011,7 @@ class Blocks:
 
     def __init__(self, store: ObliviousStore) -> None:
         self._store = store
-        self._lock = store._lock
+        self._gate = store._gate
         self.block_size: int = store._shape.geometry.B
         self._n: int = store._shape.geometry.N
 
@@ -1039,7 +1034,7 @@ class Blocks:
     def read(self, address: int) -> bytes:
         """One block, ``block_size`` bytes. AddressError. Cost: one access. Leaks: nothing beyond the access."""
         address = self._address(address)
-        with self._lock:
+        with self._gate():
             engine = self._store._engine
             requests = engine.scheme.requests(1)
             requests.ops[0] = 0
@@ -1053,7 +1048,7 @@ class Blocks:
         Leaks: nothing beyond the access.
         """
         address, row = self._address(address), self._data(data)
-        with self._lock:
+        with self._gate():
             engine = self._store._engine
             requests = engine.scheme.requests(1)
             requests.ops[0] = Op.WRITE
@@ -1080,7 +1075,7 @@ class Blocks:
         """Blocks as uint8 (n, block_size), in the order of the addresses. AddressError. Cost: one batch of n. Leaks: n."""
         array = self._addresses(addresses)
         out = np.empty((array.size, self.block_size), np.uint8)
-        with self._lock:
+        with self._gate():
             for first in range(0, array.size, self._store._engine.scheme.max_batch):
                 self._batch(Op.READ, array[first:], None, out[first:])
         return out
@@ -1096,7 +1091,7 @@ class Blocks:
             if len(data) != array.size:
                 raise BlockSizeError("as many blocks as addresses, please")
             rows = np.array([self._data(item) for item in data], np.uint8).reshape(array.size, self.block_size)
-        with self._lock:
+        with self._gate():
             for first in range(0, array.size, self._store._engine.scheme.max_batch):
                 self._batch(Op.WRITE, array[first:], rows[first:], None)
 

@@ -47,7 +47,6 @@ from oram.errors import (
     ForkedStoreError,
     IntegrityError,
     ParameterError,
-    StoreExistsError,
     StoreLockedError,
     StoreNotFoundError,
 )
@@ -202,13 +201,6 @@ class LMDBBackend(Backend):
 
     def sync(self) -> None:
         self._environment.sync()
-
-    def copy_to(self, path: str | os.PathLike[str]) -> None:
-        """Write a consistent, compact and durable copy of slots and client state to a new directory ``path``.
-
-        Reads and writes go on meanwhile. StoreExistsError if there is an environment at ``path`` already.
-        """
-        self._environment.copy_to(path)
 
     def acquire(self) -> None:
         self._environment.check()
@@ -429,9 +421,13 @@ class _Slate:
         self._file: int | None = None
         self.key, self.value, self._count = b"", b"", 0
         if path.exists():
-            self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._own(file)
             for place in (0, 1):
-                self._load(os.pread(self._file, self.SIZE, place * self.SIZE))
+                self._load(os.pread(file, self.SIZE, place * self.SIZE))
+
+    def _own(self, file: int) -> None:
+        self._file, self._let_go = file, weakref.finalize(self, os.close, file)
 
     def _load(self, data: bytes) -> None:
         if len(data) < self.HEAD.size:
@@ -439,27 +435,32 @@ class _Slate:
         count, key, value = self.HEAD.unpack_from(data)
         end = self.HEAD.size + key + value
         whole = end + 4 <= len(data) and zlib.crc32(data[:end]) == int.from_bytes(data[end : end + 4], "little")
-        if whole and count > self._count:
+        if whole and self._count < count < 1 << 63:
             self._count = count
             self.key, self.value = data[self.HEAD.size : end - value], data[end - value : end]
 
+    def _make(self) -> int:
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(file, 0, 2 * self.SIZE)  # so that no later write needs room
+            os.fsync(file)
+            _sync_directory(self._path.parent)
+        except BaseException:
+            os.close(file)
+            raise
+        self._own(file)
+        return file
+
     def put(self, key: bytes, value: bytes) -> None:
         """Replace the record. OSError."""
-        if self._file is None:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.pwrite(file, bytes(2 * self.SIZE), 0)  # so that no later write needs room
-                os.fsync(file)
-                _sync_directory(self._path.parent)
-            except BaseException:
-                os.close(file)
-                raise
-            self._file = file
+        file = self._make() if self._file is None else self._file
         count = self._count + 1
         data = self.HEAD.pack(count, len(key), len(value)) + key + value
-        os.pwrite(self._file, data + zlib.crc32(data).to_bytes(4, "little"), count % 2 * self.SIZE)
+        data += zlib.crc32(data).to_bytes(4, "little")
+        if os.pwrite(file, data, count % 2 * self.SIZE) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._sync:
-            os.fdatasync(self._file)
+            os.fdatasync(file)
         self.key, self.value, self._count = key, value, count
 
     def flush(self) -> None:
@@ -470,7 +471,7 @@ class _Slate:
     def close(self) -> None:
         """Idempotent."""
         if self._file is not None:
-            os.close(self._file)
+            self._let_go()
         self._file = None
 
 
@@ -494,8 +495,7 @@ class _Environment:
         self._why_dead = "the backend is closed"
         self._limit = None if max_map_size is None else _whole_pages(max_map_size)
         # Held through each transaction, because moving the map under an open one would be a crash.
-        self._condition = threading.Condition(threading.Lock())
-        self._copies = 0  # transactions that run outside the lock
+        self._lock = threading.Lock()
         try:
             self._open(create, map_size if self._limit is None else min(map_size, self._limit))
         except OSError as error:
@@ -515,6 +515,8 @@ class _Environment:
             fresh = not data.exists() or (create and not data.stat().st_size)
             if not fresh:
                 _check_length(data)
+            if fresh:
+                (self.path / _SLATE).unlink(missing_ok=True)  # of an environment that is gone
             self.slate = _Slate(self.path / _SLATE, sync=self._sync)
             self.env = lmdb.Environment(
                 str(self.path),
@@ -549,7 +551,7 @@ class _Environment:
 
     def run(self, work: Callable[[lmdb.Transaction[memoryview]], T], *, write: bool) -> T:
         """Do ``work`` in one transaction; it is done again from the start whenever the map had to grow."""
-        with self._condition:
+        with self._lock:
             while True:
                 self.check()
                 try:
@@ -575,7 +577,7 @@ class _Environment:
         return self.run(work, write=True)
 
     def sync(self) -> None:
-        with self._condition:
+        with self._lock:
             self.check()
             if self._settled:
                 return  # each commit has done it
@@ -590,7 +592,7 @@ class _Environment:
 
     def put_slate(self, key: bytes, value: bytes) -> None:
         """Replace the record that is not in LMDB."""
-        with self._condition:
+        with self._lock:
             self.check()
             try:
                 self.slate.put(key, value)
@@ -603,45 +605,9 @@ class _Environment:
         self._die("reading or writing the disk failed; reopen the store")
         return BackendError(self._why_dead)
 
-    def copy_to(self, path: str | os.PathLike[str]) -> None:
-        target = Path(path).absolute()
-        data = target / _DATA
-        with self._condition:
-            self.check()
-            self._copies += 1
-        try:
-            target.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                self.env.copyfd(file, compact=True)
-                os.fsync(file)
-            except BaseException:
-                data.unlink()
-                raise
-            finally:
-                os.close(file)
-            _sync_directory(target)
-            _sync_directory(target.parent)
-        except FileExistsError as error:
-            raise StoreExistsError(f"there is something at {target} already") from error
-        except OSError as error:
-            if error.errno in _FULL:
-                raise BackendFullError(f"no room for a copy at {target}") from error
-            raise BackendError(f"cannot copy to {target}: {error.strerror}") from error
-        except lmdb.IncompatibleError as error:  # LMDB's word for pages that nothing refers to
-            raise _damaged() from error
-        except lmdb.Error as error:
-            raise _translated(error, target) from error
-        finally:
-            with self._condition:
-                self._copies -= 1
-                self._condition.notify_all()
-
     def close(self) -> None:
-        with self._condition:
+        with self._lock:
             if self._unlock.alive and os.getpid() == self._pid:
-                while self._copies:
-                    self._condition.wait()
                 self.env.close()
                 self.slate.close()
             self.dead = True
@@ -650,8 +616,6 @@ class _Environment:
 
     def _grow(self, cause: lmdb.Error) -> None:
         """Double the map. BackendFullError at the limit, or where there is no address space."""
-        while self._copies:
-            self._condition.wait()
         self.check()
         size = self.env.info()["map_size"]
         wanted = 2 * size if self._limit is None else min(2 * size, self._limit)

@@ -120,7 +120,7 @@ class Simulator:
     # --- what the disk of the client state sees
 
     def _meta(self) -> tuple[bytes, int]:
-        return b"meta", 4 + SEALED + struct.calcsize("<QQQQ16s32s???")
+        return b"meta", 4 + SEALED + struct.calcsize("<QQQQ16sI32s???")
 
     def _commit(self, m: int, slots: tuple[int, ...], note: int) -> None:
         unit = int(self.info["blocks_per_value"])

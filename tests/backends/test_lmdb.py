@@ -10,7 +10,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,6 @@ from oram.errors import (
     BackendFullError,
     IntegrityError,
     ParameterError,
-    StoreExistsError,
     StoreLockedError,
     StoreNotFoundError,
 )
@@ -286,39 +284,6 @@ def test_the_map_doubles_until_all_fits(tmp_path: Path) -> None:
         _check(backend, data)
 
 
-def test_growing_waits_for_copies_and_readers(tmp_path: Path) -> None:
-    with LMDBBackend(tmp_path / "store", sync=False, map_size=64 * PAGE) as backend:
-        data = _fill(backend, 100)
-        state = backend.state_file()
-        state.commit([(bytes([i]), bytes(20_000)) for i in range(100)])
-        scan = state.scan(b"")
-        next(scan)
-        failures: list[BaseException] = []
-
-        def work(number: int) -> None:
-            try:
-                for i in range(5):
-                    _check(backend, data)
-                    backend.copy_to(tmp_path / f"copy{number}.{i}")
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-        for thread in threads:
-            thread.start()
-        for i in range(20):
-            name = f"other{i}"
-            backend.allocate(name, SHAPE)
-            backend.write(name, np.arange(100), data)
-        for thread in threads:
-            thread.join()
-        assert failures == []
-        assert len(list(scan)) == 99
-    for number in range(2):
-        with LMDBBackend(tmp_path / f"copy{number}.4", create=False) as copy:
-            _check(copy, data)
-
-
 def test_full_at_the_limit(tmp_path: Path) -> None:
     with LMDBBackend(tmp_path, sync=False, map_size=8 * PAGE, max_map_size=200 * PAGE) as backend:
         data = _fill(backend, 100)
@@ -471,17 +436,6 @@ def test_full_disk(small_disk: Path, tmp_path: Path, sync: bool) -> None:
     # Make room, and go on.
     shutil.copytree(small_disk / "store", tmp_path / "elsewhere")
     _check_filled(tmp_path / "elsewhere", fitted)
-
-
-def test_a_copy_to_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
-    with LMDBBackend(tmp_path / "store", sync=False) as backend:
-        data = _fill(backend, 1000)
-        with pytest.raises(BackendFullError):
-            backend.copy_to(small_disk / "copy")
-        assert not (small_disk / "copy" / "data.mdb").exists()
-        _check(backend, data)
-        with pytest.raises(StoreNotFoundError):
-            LMDBBackend(small_disk / "copy", create=False)
 
 
 def test_no_room_for_a_new_environment(small_disk: Path) -> None:
@@ -677,35 +631,6 @@ def test_a_region_without_its_database(tmp_path: Path) -> None:
 
 
 # Copies
-
-
-def test_a_copy_is_consistent_compact_and_private(tmp_path: Path) -> None:
-    with LMDBBackend(tmp_path / "store", sync=False) as backend:
-        data = _fill(backend, 200)
-        backend.allocate("old", SHAPE)
-        backend.write("old", np.arange(1000), _rows(1, 1000))
-        backend.drop("old")
-        backend.state_file().commit([(b"key", b"value")])
-        backend.copy_to(tmp_path / "copy")
-        backend.write("tree", _indices(0), _rows(2, 1))
-        with pytest.raises(StoreExistsError):
-            backend.copy_to(tmp_path / "copy")
-        with pytest.raises(StoreExistsError):
-            backend.copy_to(tmp_path / "store")
-        (tmp_path / "file").touch()
-        with pytest.raises(StoreExistsError):
-            backend.copy_to(tmp_path / "file")
-    copied = tmp_path / "copy" / "data.mdb"
-    assert stat.S_IMODE(copied.stat().st_mode) == 0o600
-    assert copied.stat().st_size < (tmp_path / "store" / "data.mdb").stat().st_size / 2
-    with LMDBBackend(tmp_path / "copy", sync=False, create=False) as copy:
-        assert dict(copy.regions()) == {"tree": SHAPE}
-        _check(copy, data)
-        assert copy.state_file().get(b"key") == b"value"
-    backend.close()
-    with pytest.raises(BackendError):
-        backend.copy_to(tmp_path / "late")
-    assert not (tmp_path / "late").exists()
 
 
 # Sudden death

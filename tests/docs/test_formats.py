@@ -85,10 +85,21 @@ class Reader:
         self.inc_key = inc
         self.where = self.store + struct.pack("<I", self.inc) + self.header["cipher"].encode()
         self.salts = {int.from_bytes(k[5:], "big"): v for k, v in state.items() if k[:5] == b"g" + inc}
-        names = ("layout", "cursor", "sequence", "growth", "newest", "salts", "sparse", "dirty", "backup")
+        names = (
+            "layout",
+            "cursor",
+            "sequence",
+            "growth",
+            "newest",
+            "generations",
+            "salts",
+            "sparse",
+            "dirty",
+            "backup",
+        )
         plain = self.open(state[b"meta"][4:], b"meta")
-        self.meta = dict(zip(names, struct.unpack("<QQQQ16s32s???", plain), strict=True))
-        salts = b"".join(self.salts[g] for g in range(1, len(self.salts) + 1))
+        self.meta = dict(zip(names, struct.unpack("<QQQQ16sI32s???", plain), strict=True))
+        salts = b"".join(self.salts[g] for g in range(1, self.meta["generations"] + 1))
         assert self.meta["salts"] == hashlib.sha256(salts).digest()
 
     def _header(self, user: bytes | str) -> None:
