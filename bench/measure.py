@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +75,3 @@ def machine() -> dict[str, str]:
         "oram": oram.__version__,
         "kernels": kernels.active().name,
     }
-
-
-def spread(values: Sequence[float]) -> float:
-    """Median, for several repetitions of a ratio."""
-    return statistics.median(values)
