@@ -1,21 +1,15 @@
-"""The reference kernels: the specification of the native ones, and the fallback where no compiler is at hand.
-
-Given the same requests, draws and keys they leave the same bytes behind, in client arrays and in slots.
-"""
+"""Path ORAM: the specification of csrc/path.c."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from oram.backends.base import Slots
-from oram.errors import CipherUnavailableError
 from oram.kernels.base import (
     COUNTER_BITS,
     EMPTY,
@@ -28,86 +22,9 @@ from oram.kernels.base import (
     Requests,
     TamperedError,
 )
-from oram.params import TAG_SIZE, LinearGeometry, PathGeometry
+from oram.kernels.reference.cipher import ReferenceKeys
+from oram.params import PathGeometry
 from oram.types import I64, U8, U32, U64
-
-name = "reference"
-COUNTER_MASK = (1 << COUNTER_BITS) - 1
-
-
-class AEAD(Protocol):
-    """The part of an AEAD that sealing needs."""
-
-    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes: ...
-    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes: ...
-
-
-class Aegis256:
-    """AEGIS-256 with a 128-bit tag, by pyaegis."""
-
-    def __init__(self, key: bytes) -> None:
-        try:
-            from pyaegis import Aegis256 as Cipher
-        except ImportError as error:
-            raise CipherUnavailableError(
-                'the cipher aegis-256 needs the package pyaegis: pip install "oram[aegis]"'
-            ) from error
-        self._cipher, self._key = Cipher(TAG_SIZE), key
-
-    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes:
-        return bytes(self._cipher.encrypt(self._key, nonce, data, associated_data))
-
-    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes) -> bytes:
-        try:
-            return bytes(self._cipher.decrypt(self._key, nonce, data, associated_data))
-        except Exception as error:  # its own exception class differs between releases
-            raise InvalidTag from error
-
-
-class ReferenceKeys:
-    """AEAD objects by generation."""
-
-    whole = False
-
-    def __init__(self, cipher: str, key_of: Callable[[int], bytes]) -> None:
-        if cipher not in ("aes-256-gcm", "aegis-256"):
-            raise CipherUnavailableError(f"unknown cipher {cipher!r}")
-        self._make: Callable[[bytes], AEAD] = AESGCM if cipher == "aes-256-gcm" else Aegis256
-        self._nonce_size = 12 if cipher == "aes-256-gcm" else 32
-        self._key_of = key_of
-        self._alive: dict[int, AEAD] = {}
-        self.current = 0
-        self.counter = 0
-        self._make(bytes(32))  # a cipher that is not installed is found out here
-
-    def _aead(self, generation: int) -> AEAD:
-        if generation not in self._alive:
-            self._alive[generation] = self._make(self._key_of(generation))
-        return self._alive[generation]
-
-    def start(self, generation: int) -> None:
-        """Seal under this generation from now on, from counter 0."""
-        self._aead(generation)
-        self.current, self.counter = generation, 0
-
-    def take(self, n: int) -> int:
-        """The next n nonces, spent before the first seal: whatever happens then, none is used twice."""
-        first = self.counter
-        if first + n > 1 << COUNTER_BITS:
-            raise RuntimeError("no nonces are left in this generation")
-        self.counter += n
-        return first
-
-    def seal(self, slot: int, counter: int, plain: bytes) -> bytes:
-        """Seal under the current generation."""
-        return self._aead(self.current).encrypt(
-            counter.to_bytes(self._nonce_size, "little"), plain, slot.to_bytes(8, "little")
-        )
-
-    def open(self, slot: int, ref: int, sealed: bytes) -> bytes:
-        """Open under a reference; InvalidTag."""
-        nonce = (ref & COUNTER_MASK).to_bytes(self._nonce_size, "little")
-        return self._aead(ref >> COUNTER_BITS).decrypt(nonce, sealed, slot.to_bytes(8, "little"))
 
 
 @dataclass(slots=True, eq=False)
@@ -444,103 +361,3 @@ class ReferencePath:
             content = [bytes(g.B) if k < 0 else blocks[k].tobytes() for k in rows]
             sealed[i] = self._seal(slot, first + i, children[i], meta, content)
         return sealed
-
-
-class ReferenceLinear:
-    """Linear ORAM: every slot, every time."""
-
-    def __init__(self, geometry: LinearGeometry, base: U64, keys: Keys) -> None:
-        assert isinstance(keys, ReferenceKeys)
-        self._geometry, self._keys, self.base = geometry, keys, base
-        self._requests = Requests(1, geometry.B)
-
-    def requests(self, m: int) -> Requests:
-        """The kernel's own request buffers, for a batch of m."""
-        if m > self._requests.capacity:
-            self._requests = Requests(m, self._geometry.B)
-        self._requests.m = m
-        return self._requests
-
-    def access(self, requests: Requests, pages: Slots) -> None:
-        """Open, serve and seal every page."""
-        blocks = self.open_pages(pages)
-        for r in range(requests.m):
-            op, addr = int(requests.ops[r]), int(requests.addresses[r])
-            if op == Op.DUMMY:
-                requests.out[r] = 0
-                continue
-            requests.out[r] = blocks[addr]
-            if op == Op.WRITE:
-                blocks[addr] = requests.data[r]
-            elif op == Op.REMOVE:
-                blocks[addr] = 0
-        pages.data[:] = self.build_pages(blocks)
-        pages.present[:] = 1
-
-    def open_pages(self, pages: Slots) -> U8:
-        """All blocks in clear."""
-        g, base, bad = self._geometry, int(self.base[0]), False
-        plain = np.zeros((g.slots, g.plain), np.uint8)
-        for i in range(g.slots if base else 0):
-            try:
-                plain[i] = np.frombuffer(self._keys.open(i, base + i, pages.data[i].tobytes()), np.uint8)
-                bad |= not pages.present[i]
-            except InvalidTag:
-                bad = True
-        if bad:
-            raise TamperedError
-        return plain.reshape(-1, g.B)
-
-    def build_pages(self, blocks: U8) -> U8:
-        """Seal all blocks."""
-        g, keys = self._geometry, self._keys
-        plain = blocks.reshape(g.slots, g.plain)
-        first = keys.take(g.slots)
-        sealed = np.array(
-            [np.frombuffer(keys.seal(i, first + i, plain[i].tobytes()), np.uint8) for i in range(g.slots)]
-        )
-        self.base[0] = keys.current << COUNTER_BITS | first
-        return sealed
-
-
-class ReferenceIndex:
-    """A dict beside the tags."""
-
-    def __init__(self, tags: U8) -> None:
-        self._tags = tags
-        used = np.flatnonzero(tags.any(axis=1)).tolist()
-        self._map = {tags[address].tobytes(): address for address in used}
-
-    def find(self, tag: bytes) -> int:
-        """Address of the tag, -1 where there is none."""
-        return self._map.get(tag, -1)
-
-    def insert(self, tag: bytes, address: int) -> None:
-        """Enter a tag that is not there, at a free address."""
-        self._tags[address] = np.frombuffer(tag, np.uint8)
-        self._map[tag] = address
-
-    def remove(self, address: int) -> None:
-        """Free an address."""
-        del self._map[self._tags[address].tobytes()]
-        self._tags[address] = 0
-
-
-def keys(cipher: str, key_of: Callable[[int], bytes]) -> Keys:
-    """Sealing keys by generation."""
-    return ReferenceKeys(cipher, key_of)
-
-
-def path(geometry: PathGeometry, state: PathState, keys: Keys) -> ReferencePath:
-    """Path kernel over this state."""
-    return ReferencePath(geometry, state, keys)
-
-
-def linear(geometry: LinearGeometry, base: U64, keys: Keys) -> ReferenceLinear:
-    """Linear kernel over this state."""
-    return ReferenceLinear(geometry, base, keys)
-
-
-def index(tags: U8) -> ReferenceIndex:
-    """Index of the tags that are there now."""
-    return ReferenceIndex(tags)
