@@ -74,7 +74,17 @@ int oram_open_many(const oram_cipher *cipher, void *ctx, uint64_t counter, uint3
 /* Seal what lies in the slots named, after opening it where `warm`: the floor of an access, for benchmarks. */
 int oram_floor(const oram_cipher *cipher, void *ctx, int warm, uint32_t n, const uint64_t *slots, size_t len, uint8_t *region, uint8_t *plain);
 
-/* Path ORAM: geometry and client state. docs/architecture.md explains pages, references and the pool. */
+/* Blocks that the client holds. docs/architecture.md explains the pool. */
+typedef struct {
+    int32_t *head;  /* (2^T) first slot of each chain, -1 at its end */
+    uint32_t *addr; /* (cap) ORAM_EMPTY where free */
+    uint32_t *leaf; /* (cap) */
+    int32_t *next;  /* (cap) chain, or list of free slots */
+    uint8_t *data;  /* (cap, B) */
+    int32_t cap, free, used;
+} oram_pool;
+
+/* Path ORAM: geometry and client state. docs/architecture.md explains pages and references. */
 typedef struct {
     uint32_t Z, L, T, h; /* bucket slots, leaf level, first level at the server, levels a page */
     uint32_t h0, layers; /* levels of the page in layer 0, number of layers */
@@ -83,12 +93,7 @@ typedef struct {
     uint64_t N;          /* blocks */
     uint32_t *position;  /* (N) leaf of each block */
     uint64_t *refs;      /* (2^T) references of the pages of layer 0 */
-    int32_t *head;       /* (2^T) first pool slot of each chain, -1 at its end */
-    uint32_t *pool_addr; /* (pool_cap) ORAM_EMPTY where free */
-    uint32_t *pool_leaf; /* (pool_cap) */
-    int32_t *pool_next;  /* (pool_cap) chain, or list of free slots */
-    uint8_t *pool_data;  /* (pool_cap, B) */
-    int32_t pool_cap, pool_free, pool_used;
+    oram_pool pool;
 } oram_path;
 
 /* Bytes of scratch memory a batch of m requests needs (8-byte aligned). The first part of it holds the plan. */

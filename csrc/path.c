@@ -2,6 +2,7 @@
  * block's bytes then move once. Function by function the same as oram/kernels/reference.py. */
 #include "bytes.h"
 #include "oram.h"
+#include "pool.h"
 
 #define REF(generation, counter) (((uint64_t)(generation) << ORAM_COUNTER_BITS) | (counter))
 #define REF_GENERATION(ref) ((uint32_t)((ref) >> ORAM_COUNTER_BITS))
@@ -38,7 +39,7 @@ typedef struct {
 
 static size_t layout(const oram_path *p, uint32_t m, uint8_t *base, scratch *s) {
     const size_t pages = (size_t)m * p->layers, nodes = pages * buckets(p), slots = nodes * p->Z;
-    const size_t entries = slots + (size_t)p->pool_cap + m;
+    const size_t entries = slots + (size_t)p->pool.cap + m;
     size_t table = 2, at = 0;
     while (table < 2 * (size_t)m) table *= 2;
     s->mask = (uint32_t)(table - 1);
@@ -284,11 +285,11 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
             }
         }
     for (uint32_t i = 0; i < s.start[1]; i++)
-        for (int32_t q = p->head[slots[i]]; q >= 0; q = p->pool_next[q]) {
-            const int32_t k = entries++, r = s.table[cell(&s, addrs, p->pool_addr[q])];
-            s.addr[k] = p->pool_addr[q];
-            s.leaf[k] = p->pool_leaf[q];
-            s.source[k] = p->pool_data + (size_t)q * B;
+        for (int32_t q = p->pool.head[slots[i]]; q >= 0; q = p->pool.next[q]) {
+            const int32_t k = entries++, r = s.table[cell(&s, addrs, p->pool.addr[q])];
+            s.addr[k] = p->pool.addr[q];
+            s.leaf[k] = p->pool.leaf[q];
+            s.source[k] = p->pool.data + (size_t)q * B;
             s.pool[k] = q;
             s.page[k] = -1;
             if (r >= 0) s.entry[r] = k;
@@ -297,8 +298,8 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
     /* How many blocks may have to join the pool, at most: checked before anything changes. */
     for (uint32_t r = 0; r < m; r++)
         if (s.first[r] == (int32_t)r) needed++;
-    if (p->pool_cap - p->pool_used < needed) return ORAM_POOL_FULL;
-    for (uint32_t i = 0; i < s.start[1]; i++) p->head[slots[i]] = -1;
+    if (p->pool.cap - p->pool.used < needed) return ORAM_POOL_FULL;
+    for (uint32_t i = 0; i < s.start[1]; i++) p->pool.head[slots[i]] = -1;
 
     /* Serve the requests in order; the first one to an address remaps it. */
     for (uint32_t r = 0; r < m; r++) {
@@ -414,26 +415,18 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
     for (int32_t k = 0; k < entries; k++) {
         const int32_t q = s.pool[k];
         if (q < 0 || s.page[k] == -2) continue;
-        p->pool_addr[q] = ORAM_EMPTY;
-        p->pool_next[q] = p->pool_free;
-        p->pool_free = q;
-        p->pool_used--;
+        pool_give(&p->pool, q);
     }
     for (int32_t k = stay; k >= 0; k = s.next[k]) {
         int32_t q = s.pool[k];
         if (q < 0) {
-            q = p->pool_free;
+            q = pool_take(&p->pool, s.addr[k]);
             if (q < 0) return ORAM_BROKEN; /* `needed` slots were free: only a page that this code never sealed can do it */
-            p->pool_free = p->pool_next[q];
-            p->pool_used++;
-            p->pool_addr[q] = s.addr[k];
             s.pool[k] = q;
         }
-        p->pool_leaf[q] = s.leaf[k];
-        if (s.source[k] != p->pool_data + (size_t)q * B) memcpy(p->pool_data + (size_t)q * B, s.source[k], B);
-        int32_t *head = &p->head[prefix(p, s.leaf[k], p->T)];
-        p->pool_next[q] = *head;
-        *head = q;
+        p->pool.leaf[q] = s.leaf[k];
+        if (s.source[k] != p->pool.data + (size_t)q * B) memcpy(p->pool.data + (size_t)q * B, s.source[k], B);
+        pool_link(&p->pool, q, prefix(p, s.leaf[k], p->T));
     }
     for (uint32_t r = 0; placed != NULL && r < m; r++)
         pool[r] = where[r] == ORAM_AT_POOL ? (uint32_t)s.pool[s.entry[r]] : ORAM_EMPTY;

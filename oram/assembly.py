@@ -14,12 +14,14 @@ from oram.directory import Directory
 from oram.engine import CLOCK, Durability, Engine
 from oram.errors import BackupError, IntegrityError, ParameterError, UncleanShutdownError
 from oram.journal import HEADER, Journal, Meta, entries_of
+from oram.kernels.base import Keys
 from oram.keys import Credential, Header, Keyring
-from oram.params import LinearGeometry, LinearParams, PathGeometry, PathParams, SchemeParams, SlotCost
+from oram.params import GEOMETRIES, Geometry, LinearGeometry, PathGeometry, SchemeParams, SlotCost, geometry_of
 from oram.schemes.base import Scheme
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
-from oram.site import HEADER_REGION, HEADER_SHAPE, Site
+from oram.schemes.pool import initial_positions
+from oram.site import HEADER_REGION, HEADER_SHAPE, REGIONS, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Shape:
     """The public description of a store, as in its header."""
 
     store: str  # 128-bit id, hex
-    geometry: PathGeometry | LinearGeometry
+    geometry: Geometry
     blocks_per_value: int
     cipher: str
     keyed: bool
@@ -45,19 +47,13 @@ class Shape:
         keyed: bool,
     ) -> Shape:
         """ParameterError, all problems of the geometry together."""
-        n = records * blocks_per_value
-        geometry: PathGeometry | LinearGeometry
-        geometry = (
-            LinearGeometry.of(n, block_size)
-            if isinstance(params, LinearParams)
-            else PathGeometry.of(n, block_size, params, tree_top, cost)
-        )
+        geometry = geometry_of(records * blocks_per_value, block_size, params, tree_top, cost)
         return cls(os.urandom(16).hex(), geometry, blocks_per_value, cipher, keyed)
 
     @property
     def scheme(self) -> str:
         """Name of the scheme."""
-        return PathParams.name if isinstance(self.geometry, PathGeometry) else LinearParams.name
+        return self.geometry.scheme
 
     @property
     def records(self) -> int:
@@ -67,24 +63,18 @@ class Shape:
     def public(self) -> dict[str, Any]:
         """For the header: no secret, no time, nothing of the content."""
         g = self.geometry
-        tree = {"Z": g.Z, "L": g.L, "T": g.T, "h": g.h} if isinstance(g, PathGeometry) else {}
         return {
-            "format": 1, "store": self.store, "scheme": self.scheme, **tree, "blocks": g.N, "block_size": g.B,
+            "format": 1, "store": self.store, "scheme": self.scheme, **g.public(), "blocks": g.N, "block_size": g.B,
             "blocks_per_value": self.blocks_per_value, "cipher": self.cipher, "keyed": self.keyed,
         }  # fmt: skip
 
     @classmethod
     def of(cls, public: dict[str, Any]) -> Shape:
         """From an authenticated header."""
-        n, size = public["blocks"], public["block_size"]
-        if public["scheme"] == PathParams.name:
-            geometry: PathGeometry | LinearGeometry = PathGeometry(
-                n, size, public["Z"], public["L"], public["T"], public["h"]
-            )
-        elif public["scheme"] == LinearParams.name:
-            geometry = LinearGeometry(n, size)
-        else:
+        kind = GEOMETRIES.get(public["scheme"])
+        if kind is None:
             raise IntegrityError("the header names a scheme that this version does not know")
+        geometry = kind.from_public(public["blocks"], public["block_size"], public)
         return cls(public["store"], geometry, public["blocks_per_value"], public["cipher"], public["keyed"])
 
 
@@ -104,18 +94,22 @@ def _assemble(
     shape = Shape.of(header.public)
     kernel = kernels.active()
     keys = kernel.keys(shape.cipher, keyring.page_key)
-    region = f"slots.{incarnation}"
-    scheme: Scheme
-    if isinstance(shape.geometry, PathGeometry):
-        position = PathORAM.positions(shape.geometry, keyring.initial_positions(4 * shape.geometry.N))
-        scheme = PathORAM(shape.geometry, region, kernel, keys, position, journal.meta.growth or None)
-    else:
-        scheme = LinearORAM(shape.geometry, region, kernel, keys)
+    scheme = _scheme(site, shape.geometry, incarnation, keyring, keys, journal.meta.growth or None)
     directory = Directory(kernel, np.zeros((shape.records, 16), np.uint8)) if shape.keyed else None
     clock = f"clock.{incarnation}"
     for name, form in (*scheme.regions().items(), (clock, CLOCK), (HEADER_REGION, HEADER_SHAPE)):
         site.backend.allocate(name, form)
     return Engine(site.backend, journal, keys, scheme, directory, durability, clock, shape.blocks_per_value)
+
+
+def _scheme(site: Site, g: Geometry, incarnation: int, keyring: Keyring, keys: Keys, pool_size: int | None) -> Scheme:
+    kernel, region = kernels.active(), f"slots.{incarnation}"
+    if isinstance(g, LinearGeometry):
+        return LinearORAM(g, region, kernel, keys)
+    position = initial_positions(g.N, g.leaves, keyring.initial_positions(4 * g.N))
+    if isinstance(g, PathGeometry):
+        return PathORAM(g, region, kernel, keys, position, pool_size)
+    raise ParameterError("ring")
 
 
 def _journal(site: Site, header: Header, incarnation: int, *, existing: bool) -> Journal:
@@ -130,8 +124,8 @@ def _journal(site: Site, header: Header, incarnation: int, *, existing: bool) ->
 
 def fresh(site: Site, header: Header, incarnation: int, durability: Durability) -> Engine:
     """A new incarnation: nothing of it counts until ``install``."""
-    site.backend.drop(f"slots.{incarnation}")
-    site.backend.drop(f"clock.{incarnation}")
+    for kind in REGIONS:
+        site.backend.drop(f"{kind}.{incarnation}")
     journal = _journal(site, header, incarnation, existing=False)
     generation = journal.new_generation()  # its salt also says where the blocks begin
     engine = assemble(site, header, incarnation, journal.keyring, journal, durability)

@@ -12,6 +12,7 @@ from oram.errors import ParameterError, StateMissingError, StoreExistsError, Sto
 from oram.journal import HEADER
 
 HEADER_REGION = "header"
+REGIONS = ("slots", "meta", "clock")  # kinds of region that an incarnation has
 HEADER_SHAPE = RegionShape(1, 4096)
 COPY_BYTES = 8 << 20
 _FIRST = np.zeros(1, np.int64)
@@ -84,7 +85,7 @@ class Site:
         """Forget the regions of incarnations that are gone, or were never finished."""
         for region in list(self.backend.regions()):
             kind, dot, number = region.partition(".")
-            if dot and kind in ("slots", "clock") and number != str(incarnation):
+            if dot and kind in REGIONS and number != str(incarnation):
                 self.backend.drop(region)
 
     def copy_to(self, path: Path, puts: list[tuple[bytes, bytes]]) -> None:

@@ -60,7 +60,6 @@ from oram.params import (
     check_shape,
     linear_is_cheaper,
     refuse,
-    stash_bound,
 )
 from oram.site import Site
 from oram.types import I64, U8
@@ -291,14 +290,14 @@ def _check(
             problems.append(f"scheme must be one of {', '.join(SCHEMES)}")
         else:
             scheme = SCHEMES[scheme]()
-    elif scheme is not None and not isinstance(scheme, PathParams | LinearParams):
+    elif scheme is not None and not isinstance(scheme, SchemeParams):
         problems.append("scheme must be a name, a params object or None")
     elif scheme is not None:
         problems += scheme.problems()
     refuse(problems)
     if scheme is None:
         scheme = LinearParams() if linear_is_cheaper(capacity * per_value, block_size) else PathParams()
-    assert isinstance(scheme, PathParams | LinearParams)
+    assert isinstance(scheme, SchemeParams)
     return scheme, level
 
 
@@ -866,7 +865,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             engine = self._engine
             stash = engine.scheme.stash_size
             records = None if engine.directory is None else len(engine.directory)
-            return Stats(engine.sequence, records, stash, stash > stash_bound(self._shape.geometry), engine.pieces.size)
+            return Stats(engine.sequence, records, stash, stash > self._shape.geometry.stash_bound, engine.pieces.size)
 
     def verify(self) -> int:
         """Open every slot under the reference it must have; return the number of live blocks. IntegrityError at the first that does not open.

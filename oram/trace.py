@@ -20,7 +20,7 @@ from oram.backends import (
     StateFile,
     XorBackend,
 )
-from oram.backends.base import check_indices, check_state_keys, check_write
+from oram.backends.base import check_groups, check_indices, check_state_keys, check_write
 from oram.errors import BackendError
 from oram.types import I64, U8
 
@@ -34,9 +34,9 @@ class Event:
     """One thing that the server saw.
 
     Events of one round trip have the same ``trip``: each write of a ``write_all``, the writes and then the read of an
-    ``exchange``, each group of a ``read_xor``. Events are equal whatever the ciphertext.
+    ``exchange``, each group of a ``read_xor`` and then its plain read, if any. Events are equal whatever the ciphertext.
 
-    indices: the slots in the order asked for; empty but for read, write and xor.
+    indices: the slots in the order asked for, -1 for none in a group; empty but for read, write and xor.
     slot_size: bytes; 0 for a sync and a drop.
     trip: counted from 0 at the last ``clear``.
     data: uint8, shape (n, slot_size), or (1, slot_size) for xor; a copy, where the trace keeps data.
@@ -103,26 +103,15 @@ class TraceBackend(XorBackend):
 
     def read(self, region: str, indices: I64) -> Slots:
         self._check_read(region, indices)
-        at = self._record_read(region, indices, self._trip())
+        at = self._record_read(SlotRead(region, indices), self._trip())
         return self._keep(at, self.inner.read(region, indices))
 
-    def read_xor(self, region: str, groups: I64) -> U8:
-        if Capability.XOR not in self.capabilities:
-            raise BackendError("the backend cannot XOR slots")
-        if groups.ndim != 2:
-            raise BackendError("groups must be a two-dimensional int64 array")
-        self._check_read(region, groups.reshape(-1))
-        size = self._shape(region).slot_size
-        trip = self._trip()
-        at = len(self.events)
-        for group in groups.tolist():
-            self._record("xor", region, tuple(group), size, trip)
-        self.bytes_read += len(groups) * size
-        result = cast(XorBackend, self.inner).read_xor(region, groups)
-        if self.keep_data:
-            for i, row in enumerate(result):
-                self.events[at + i] = dataclasses.replace(self.events[at + i], data=row[np.newaxis].copy())
-        return result
+    def read_xor(self, region: str, groups: I64, indices: I64) -> Slots:
+        self._check_groups(region, groups)
+        self._check_read(region, indices)
+        reads = SlotRead(region, indices, groups)
+        at = self._record_read(reads, self._trip())
+        return self._keep(at, cast(XorBackend, self.inner).read_xor(region, groups, indices))
 
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
         self._check_writes(writes)
@@ -131,10 +120,12 @@ class TraceBackend(XorBackend):
 
     def exchange(self, writes: Sequence[SlotWrite], reads: SlotRead) -> Slots:
         self._check_writes(writes)
+        if reads.groups is not None:
+            self._check_groups(reads.region, reads.groups)
         self._check_read(reads.region, reads.indices)
         trip = self._trip()
         self._record_writes(writes, trip)
-        at = self._record_read(reads.region, reads.indices, trip)
+        at = self._record_read(reads, trip)
         return self._keep(at, self.inner.exchange(writes, reads))
 
     def sync(self) -> None:
@@ -173,6 +164,11 @@ class TraceBackend(XorBackend):
     def _check_read(self, region: str, indices: I64) -> None:
         check_indices(self._shape(region), indices)
 
+    def _check_groups(self, region: str, groups: I64) -> None:
+        if Capability.XOR not in self.capabilities:
+            raise BackendError("the backend cannot XOR slots")
+        check_groups(self._shape(region), groups)
+
     def _check_writes(self, writes: Sequence[SlotWrite]) -> None:
         for write in writes:
             check_write(self._shape(write.region), write)
@@ -182,16 +178,23 @@ class TraceBackend(XorBackend):
     ) -> None:
         self.events.append(Event(op, region, indices, size, trip, data))
 
-    def _record_read(self, region: str, indices: I64, trip: int) -> int:
-        """Record a read and return where, so that ``_keep`` can add what it returned."""
-        size = self._shape(region).slot_size
-        self._record("read", region, tuple(indices.tolist()), size, trip)
-        self.bytes_read += indices.size * size
-        return len(self.events) - 1
+    def _record_read(self, reads: SlotRead, trip: int) -> int:
+        """Record a read, its groups first, and return where, so that ``_keep`` can add what it returned."""
+        at, size = len(self.events), self._shape(reads.region).slot_size
+        groups = [] if reads.groups is None else reads.groups.tolist()
+        for group in groups:
+            self._record("xor", reads.region, tuple(group), size, trip)
+        if reads.groups is None or reads.indices.size:
+            self._record("read", reads.region, tuple(reads.indices.tolist()), size, trip)
+        self.bytes_read += (len(groups) + reads.indices.size) * size
+        return at
 
     def _keep(self, at: int, slots: Slots) -> Slots:
         if self.keep_data:
-            self.events[at] = dataclasses.replace(self.events[at], data=slots.data.copy())
+            folded = () if slots.folded is None else slots.folded[:, np.newaxis]
+            for i, data in enumerate((*folded, slots.data)):
+                if at + i < len(self.events):
+                    self.events[at + i] = dataclasses.replace(self.events[at + i], data=data.copy())
         return slots
 
     def _record_writes(self, writes: Sequence[SlotWrite], trip: int) -> None:

@@ -14,6 +14,7 @@ Bucket = NewType("Bucket", int)  # in level order: root 0, children of b are 2b+
 Generation = NewType("Generation", int)  # of sealing keys: one an open, from 1
 
 U8: TypeAlias = npt.NDArray[np.uint8]
+U16: TypeAlias = npt.NDArray[np.uint16]
 U32: TypeAlias = npt.NDArray[np.uint32]
 I32: TypeAlias = npt.NDArray[np.int32]
 I64: TypeAlias = npt.NDArray[np.int64]

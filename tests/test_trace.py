@@ -91,7 +91,7 @@ def test_every_operation(trace: TraceBackend) -> None:
         (SlotWrite("tree", _slots(2, 1), _data(2)), SlotWrite("clock", _slots(0), np.ones((1, 2), dtype=np.uint8)))
     )
     trace.exchange((SlotWrite("tree", _slots(9), _data(1)),), SlotRead("tree", _slots(9, 8)))
-    trace.read_xor("tree", np.array([[1, 2], [5, 7]], dtype=np.int64))
+    trace.read_xor("tree", np.array([[1, 2], [5, -1]], dtype=np.int64), _slots(4))
     trace.sync()
     trace.write_all(())
     trace.read("tree", _slots())
@@ -105,17 +105,18 @@ def test_every_operation(trace: TraceBackend) -> None:
         Event("write", "tree", (9,), 4, 3),
         Event("read", "tree", (9, 8), 4, 3),
         Event("xor", "tree", (1, 2), 4, 4),
-        Event("xor", "tree", (5, 7), 4, 4),
+        Event("xor", "tree", (5, -1), 4, 4),
+        Event("read", "tree", (4,), 4, 4),
         Event("sync", "", (), 0, 5),
         Event("read", "tree", (), 4, 7),
         Event("drop", "clock", (), 0, 8),
         Event("allocate", "new", (), 4, 9),
     ]
     assert trace.round_trips == 10
-    assert trace.bytes_read == (3 + 2) * 4 + 2 * 4
+    assert trace.bytes_read == (3 + 2) * 4 + (2 + 1) * 4
     assert trace.bytes_written == (1 + 2 + 1) * 4 + 2
     trips = trace.trips()
-    assert [len(trip) for trip in trips] == [1, 1, 2, 2, 2, 1, 0, 1, 1, 1]
+    assert [len(trip) for trip in trips] == [1, 1, 2, 2, 3, 1, 0, 1, 1, 1]
     assert [event for trip in trips for event in trip] == trace.events
 
 
@@ -137,7 +138,8 @@ def test_data_is_kept_as_it_was_and_makes_no_difference_to_equality(trace: Trace
     data[:] = 0
     slots = trace.read("tree", _slots(2, 3))
     slots.data[:] = 0
-    xored = trace.read_xor("tree", np.array([[1, 2, 1], [3, 3, 3]], dtype=np.int64))
+    xored = trace.read_xor("tree", np.array([[1, 2, 1], [3, 3, 3]], dtype=np.int64), _slots(1)).folded
+    assert xored is not None
     xored[:] = 0
     kept = [event.data for event in trace.events]
     assert [None if rows is None else rows.tolist() for rows in kept] == [
@@ -145,6 +147,7 @@ def test_data_is_kept_as_it_was_and_makes_no_difference_to_equality(trace: Trace
         [[7] * 4, [0] * 4],
         [[7] * 4],
         [[0] * 4],
+        [[7] * 4],
     ]
     assert trace.events[0] == Event("write", "tree", (1, 2), 4, 0)
     assert trace.events[0] != Event("write", "tree", (2, 1), 4, 0)
@@ -155,7 +158,7 @@ def test_data_is_not_kept_unless_asked_for() -> None:
     trace = TraceBackend(MemoryBackend())
     trace.allocate("tree", SHAPE)
     trace.exchange((SlotWrite("tree", _slots(1), _data(1)),), SlotRead("tree", _slots(1)))
-    trace.read_xor("tree", _slots(1)[np.newaxis])
+    trace.read_xor("tree", _slots(1)[np.newaxis], _slots())
     assert all(event.data is None for event in trace.events)
 
 
@@ -172,7 +175,7 @@ def test_xor_where_there_is_none(tmp_path: Path) -> None:
         trace.allocate("tree", SHAPE)
         trace.clear()
         with pytest.raises(BackendError):
-            trace.read_xor("tree", _slots(1)[np.newaxis])
+            trace.read_xor("tree", _slots(1)[np.newaxis], _slots())
         assert trace.events == []
 
 
@@ -186,7 +189,7 @@ def test_refused_calls_are_not_recorded(trace: TraceBackend) -> None:
         lambda: trace.write_all((SlotWrite("tree", _slots(1), _data(1)), bad)),
         lambda: trace.exchange((bad,), SlotRead("tree", _slots(1))),
         lambda: trace.exchange((), SlotRead("tree", _slots(10))),
-        lambda: trace.read_xor("tree", _slots(10)[np.newaxis]),
+        lambda: trace.read_xor("tree", _slots(10)[np.newaxis], _slots()),
         lambda: trace.allocate("tree", RegionShape(1, 1)),
         lambda: state.commit([(b"a", b"1")], writes=(bad,)),
         lambda: state.commit([(b"", b"1")], writes=(SlotWrite("tree", _slots(1), _data(1)),)),

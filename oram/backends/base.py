@@ -44,10 +44,12 @@ class Slots:
 
     data: uint8, shape (n, slot_size), C-contiguous and writable; rows of absent slots are zero.
     present: uint8, shape (n,); 0 where the slot was never written.
+    folded: uint8, shape (g, slot_size): the XOR of the slots of each group of the read, where it had groups.
     """
 
     data: U8
     present: U8
+    folded: U8 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,14 @@ class SlotWrite:
 
 @dataclass(frozen=True, slots=True)
 class SlotRead:
-    """Read slots ``indices`` (int64; a slot may be named twice) of ``region``."""
+    """Read slots ``indices`` (int64; a slot may be named twice) of ``region``.
+
+    groups: int64, shape (g, n), only where the backend has XOR: fetch also the XOR of the slots of each row. -1 is no slot.
+    """
 
     region: str
     indices: I64
+    groups: I64 | None = None
 
 
 class StateFile(abc.ABC):
@@ -150,9 +156,14 @@ class Backend(abc.ABC):
         self.write_all((SlotWrite(region, indices, data),))
 
     def exchange(self, writes: Sequence[SlotWrite], reads: SlotRead) -> Slots:
-        """A write-back and the next read in one round trip; the read sees the writes."""
-        self.write_all(writes)
-        return self.read(reads.region, reads.indices)
+        """A write-back and the next read in one round trip; the read sees the writes. Where the writes are none, it is a read."""
+        if writes:
+            self.write_all(writes)
+        if reads.groups is None:
+            return self.read(reads.region, reads.indices)
+        if not isinstance(self, XorBackend):
+            raise BackendError("the backend cannot XOR slots")
+        return self.read_xor(reads.region, reads.groups, reads.indices)
 
     @abc.abstractmethod
     def sync(self) -> None:
@@ -199,10 +210,10 @@ class XorBackend(Backend):
     """A backend with XOR."""
 
     @abc.abstractmethod
-    def read_xor(self, region: str, groups: I64) -> U8:
-        """XOR the slots of each group at the server, in one round trip.
+    def read_xor(self, region: str, groups: I64, indices: I64) -> Slots:
+        """XOR the slots of each group at the server, and read the slots of ``indices``, in one round trip.
 
-        groups: int64, shape (g, n). Returns uint8, shape (g, slot_size). An absent slot counts as zeros.
+        groups: int64, shape (g, n); -1 is no slot, and an absent slot counts as zeros. Returns the slots of ``indices``, with ``folded``.
         """
 
 
@@ -233,6 +244,14 @@ def check_indices(shape: RegionShape, indices: I64) -> None:
         raise BackendError("slot indices must be a one-dimensional int64 array")
     if indices.size and int(indices.view(np.uint64).max()) >= shape.slots:  # a negative index is a huge one here
         raise BackendError(f"slot index outside a region of {shape.slots} slots")
+
+
+def check_groups(shape: RegionShape, groups: I64) -> None:
+    """Raise BackendError unless ``groups`` is a 2-d int64 array within the region, but for -1."""
+    if groups.ndim != 2:
+        raise BackendError("groups must be a two-dimensional int64 array")
+    flat = groups.reshape(-1)
+    check_indices(shape, flat[flat != -1] if groups.dtype == np.int64 else flat)
 
 
 def check_write(shape: RegionShape, write: SlotWrite) -> None:

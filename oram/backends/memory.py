@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from oram.backends.base import (
     SlotWrite,
     StateFile,
     XorBackend,
+    check_groups,
     check_indices,
     check_region,
     check_state_keys,
@@ -99,21 +101,19 @@ class MemoryBackend(BufferBackend, XorBackend):
             data[present == 0] = 0
         return Slots(data, present)
 
-    def read_xor(self, region: str, groups: I64) -> U8:
+    def read_xor(self, region: str, groups: I64, indices: I64) -> Slots:
         shape = self._shape(region)
-        if groups.ndim != 2:
-            raise BackendError("groups must be a two-dimensional int64 array")
-        check_indices(shape, groups.reshape(-1))
-        slots = self._slots[region]
-        result = np.zeros((groups.shape[0], shape.slot_size), dtype=np.uint8)
+        check_groups(shape, groups)
+        read, slots = self.read(region, indices), self._slots[region]
+        folded = np.zeros((groups.shape[0], shape.slot_size), dtype=np.uint8)
         # Slot by slot of the groups, so that only one slot a group is copied at a time.
         for column in groups.T:
-            data = slots.data.take(column, axis=0)
-            present = slots.present.take(column)
-            if not present.all():
-                data[present == 0] = 0
-            result ^= data
-        return result
+            data = slots.data.take(column, axis=0, mode="clip")
+            there = (slots.present.take(column, mode="clip") != 0) & (column >= 0)
+            if not there.all():
+                data[~there] = 0
+            folded ^= data
+        return replace(read, folded=folded)
 
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
         self._check_writes(writes)

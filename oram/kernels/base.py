@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from oram.backends.base import Slots
-from oram.params import LinearGeometry, PathGeometry
-from oram.types import I32, I64, U8, U32, U64
+from oram.params import LinearGeometry, PathGeometry, RingGeometry
+from oram.types import I32, I64, U8, U16, U32, U64
 
 EMPTY = 0xFFFFFFFF  # address of an empty slot
 COUNTER_BITS = 32  # a reference is generation << COUNTER_BITS | counter; 0 = never written
@@ -41,17 +41,18 @@ class Requests:
     """The buffers of one batch; the caller fills the first ``m`` rows and reuses them.
 
     ops uint8 (c,), addresses uint32 (c,), draws uint32 (c,) fresh randomness, data uint8 (c, B) what
-    writes store, out uint8 (c, B) the block as it was *before* each request. For the journal: where uint8 (c,)
-    the ``At`` of the block of each first request to an address, pool uint32 (c,) its pool slot (EMPTY where it has none),
-    after uint8 (c, B) its content now.
+    writes store, out uint8 (c, B) the block as it was *before* each request. seed uint8 (32,), fresh randomness for the batch, or (0,)
+    where the scheme needs no more than the draws. For the journal: where uint8 (c,) the ``At`` of the block of each first request
+    to an address, pool uint32 (c,) its pool slot (EMPTY where it has none), after uint8 (c, B) its content now.
     """
 
-    def __init__(self, capacity: int, block_size: int) -> None:
+    def __init__(self, capacity: int, block_size: int, seed: int = 0) -> None:
         self.capacity = capacity
         self.m = 0
         self.ops: U8 = np.zeros(capacity, np.uint8)
         self.addresses: U32 = np.zeros(capacity, np.uint32)
         self.draws: U32 = np.zeros(capacity, np.uint32)
+        self.seed: U8 = np.zeros(seed, np.uint8)
         self.data: U8 = np.zeros((capacity, block_size), np.uint8)
         self.out: U8 = np.zeros((capacity, block_size), np.uint8)
         self.where: U8 = np.zeros(capacity, np.uint8)
@@ -60,46 +61,104 @@ class Requests:
 
 
 @dataclass(slots=True)
-class PathState:
-    """The client's part of a Path tree, as flat arrays. See docs/architecture.md for the pool."""
+class PoolState:
+    """The client's blocks: the content of the cached levels and the stash together, chained by subtree of level T.
 
-    position: U32  # (N,)
-    refs: U64  # (2^T,)
+    See docs/architecture.md.
+    """
+
     head: I32  # (2^T,)
     pool_addr: U32  # (cap,)
     pool_leaf: U32  # (cap,)
     pool_next: I32  # (cap,)
     pool_data: U8  # (cap, B)
-    free: int = 0
-    used: int = 0
+    free: int
+    used: int
+
+    @staticmethod
+    def vacant(T: int, B: int, size: int) -> dict[str, Any]:
+        """The fields of an empty pool of ``size`` blocks."""
+        chain = np.arange(1, size + 1, dtype=np.int32)
+        chain[-1] = -1
+        return {
+            "head": np.full(1 << T, -1, np.int32),
+            "pool_addr": np.full(size, EMPTY, np.uint32),
+            "pool_leaf": np.zeros(size, np.uint32),
+            "pool_next": chain,
+            "pool_data": np.zeros((size, B), np.uint8),
+            "free": 0,
+            "used": 0,
+        }
+
+    def grown(self) -> Self:
+        """The same state with twice the pool; the new slots are the first to be used."""
+        old, B = self.pool_data.shape
+        new = PoolState.vacant(0, B, 2 * old)
+        for name in ("pool_addr", "pool_leaf", "pool_next", "pool_data"):
+            new[name][:old] = getattr(self, name)
+        new["pool_next"][old:-1] = np.arange(old + 1, 2 * old)
+        new["pool_next"][-1] = self.free
+        return replace(self, **{**new, "head": self.head, "free": old, "used": self.used})
+
+
+@dataclass(slots=True)
+class PathState(PoolState):
+    """The client's part of a Path tree, as flat arrays."""
+
+    position: U32  # (N,)
+    refs: U64  # (2^T,)
 
     @classmethod
     def empty(cls, geometry: PathGeometry, position: U32, pool_size: int | None = None) -> PathState:
         """An empty tree whose blocks will go to the leaves in ``position``."""
-        size = geometry.pool_size if pool_size is None else pool_size
-        chain = np.arange(1, size + 1, dtype=np.int32)
-        chain[-1] = -1
+        pool = cls.vacant(geometry.T, geometry.B, geometry.pool_size if pool_size is None else pool_size)
+        return cls(**pool, position=position, refs=np.zeros(1 << geometry.T, np.uint64))
+
+
+@dataclass(slots=True)
+class RingState(PoolState):
+    """The client's part of a Ring tree, as flat arrays.
+
+    clock: accesses so far. A row of metadata for each bucket, all its arrays counting alike: refs, the reference of slot 0 of the bucket (slot i has
+    the i-th after it; 0 = never written, and the row holds no blocks); spent, a bit for each slot that was read since it was written; addr
+    (EMPTY = none) and slot, the blocks it was written with. A block is still there exactly where its slot is not spent.
+
+    metadata="client": rows by bucket. "server": rows are those of the running batch, in the order of its buckets, with children, the
+    references of the metadata of the two buckets below; and roots, those of the buckets of level T, is what the client keeps.
+    """
+
+    position: U32  # (N,)
+    clock: U64  # (1,)
+    refs: U64  # (rows,)
+    spent: U64  # (rows, words)
+    addr: U32  # (rows, Z)
+    slot: U16  # (rows, Z)
+    children: U64  # (rows, 2), or empty
+    roots: U64  # (2^T,), or empty
+
+    @classmethod
+    def empty(cls, geometry: RingGeometry, position: U32, pool_size: int | None = None) -> RingState:
+        """An empty tree whose blocks will go to the leaves in ``position``."""
+        g = geometry
+        rows, roots = (g.buckets, 0) if g.metadata == "client" else (0, 1 << g.T)
         return cls(
+            **cls.vacant(g.T, g.B, g.pool_size if pool_size is None else pool_size),
             position=position,
-            refs=np.zeros(1 << geometry.T, np.uint64),
-            head=np.full(1 << geometry.T, -1, np.int32),
-            pool_addr=np.full(size, EMPTY, np.uint32),
-            pool_leaf=np.zeros(size, np.uint32),
-            pool_next=chain,
-            pool_data=np.zeros((size, geometry.B), np.uint8),
+            clock=np.zeros(1, np.uint64),
+            roots=np.zeros(roots, np.uint64),
+            **cls.rows(g, rows),
         )
 
-    def grown(self, geometry: PathGeometry) -> PathState:
-        """The same state with twice the pool; the new slots are the first to be used."""
-        old = self.pool_addr.size
-        new = PathState.empty(geometry, self.position, 2 * old)
-        new.refs, new.head, new.used = self.refs, self.head, self.used
-        for name in ("pool_addr", "pool_leaf", "pool_next", "pool_data"):
-            getattr(new, name)[:old] = getattr(self, name)
-        new.pool_next[old:-1] = np.arange(old + 1, 2 * old)
-        new.pool_next[-1] = self.free
-        new.free = old
-        return new
+    @staticmethod
+    def rows(g: RingGeometry, rows: int) -> dict[str, Any]:
+        """Metadata of so many buckets that were never written."""
+        return {
+            "refs": np.zeros(rows, np.uint64),
+            "spent": np.zeros((rows, g.words), np.uint64),
+            "addr": np.zeros((rows, g.Z), np.uint32),
+            "slot": np.zeros((rows, g.Z), np.uint16),
+            "children": np.zeros((0 if g.metadata == "client" else rows, 2), np.uint64),
+        }
 
 
 @dataclass(slots=True)
@@ -171,6 +230,84 @@ class PathKernel(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class RingPlan:
+    """What a batch reads. path uint32 (m,): leaf of each request.
+
+    online int64 (m, levels): the slot that each request reads at each level, -1 where the bucket has been read enough (it is then among those
+    rewritten, and all of it is fetched). rewritten int64 (r,): buckets evicted to or reshuffled early, in ascending order. fetched int64 (r, Z): the
+    slots read of each of them, in ascending order: the blocks still there and random dummies.
+    """
+
+    path: U32
+    online: I64
+    rewritten: I64
+    fetched: I64
+
+
+@dataclass(slots=True)
+class RingWrite:
+    """What a batch writes. data uint8 (r * n, slot_size): all slots of the rewritten buckets; addr uint32 (r, Z) and slot uint16 (r, Z): their blocks."""
+
+    data: U8
+    addr: U32
+    slot: U16
+
+
+class RingKernel(Protocol):
+    """Ring ORAM on one tree."""
+
+    state: RingState
+
+    def requests(self, m: int) -> Requests:
+        """The kernel's own request buffers, for a batch of m."""
+        ...
+
+    def buckets(self, requests: Requests) -> I64:
+        """The buckets whose metadata the batch needs, in ascending order: those on its paths, and those to be evicted to."""
+        ...
+
+    def load(self, metadata: Slots) -> None:
+        """Open their metadata, where it is the server's. TamperedError, and nothing changed."""
+        ...
+
+    def plan(self, requests: Requests) -> RingPlan:
+        """Which slots the batch reads, after ``buckets`` (and ``load``). Changes nothing."""
+        ...
+
+    def access(self, requests: Requests, plan: RingPlan, slots: Slots) -> RingWrite:
+        """Open, serve, evict, reshuffle and seal.
+
+        slots: the online slots in order, those with -1 left out, then the fetched ones; or the fetched ones, and in ``slots.folded`` the XOR of
+        each request's online slots. TamperedError and PoolFullError before anything changed.
+        """
+        ...
+
+    def access_in_place(self, requests: Requests, region: Slots) -> None:
+        """All of it in one go over the region's own memory, where the metadata is the client's."""
+        ...
+
+    def store(self) -> U8:
+        """Seal the metadata of the batch's buckets, uint8 (buckets, meta_size), where it is the server's."""
+        ...
+
+    def open_slots(self, slots: I64, refs: U64, sealed: Slots) -> U8:
+        """Blocks in clear, uint8 (n, B); zeros under reference 0. TamperedError if one does not open."""
+        ...
+
+    def seal_slots(self, slots: I64, source: I64, blocks: U8) -> U8:
+        """Seal given content under the next nonces, uint8 (n, slot_size). source int64 (n,): row of blocks; -1 = dummy."""
+        ...
+
+    def open_rows(self, buckets: I64, refs: U64, sealed: Slots) -> dict[str, Any]:
+        """Metadata in clear, as rows of a state. TamperedError if one does not open."""
+        ...
+
+    def seal_rows(self, buckets: I64, rows: dict[str, Any]) -> U8:
+        """Seal metadata under the next nonces, uint8 (n, meta_size)."""
+        ...
+
+
 class LinearKernel(Protocol):
     """Linear ORAM. ``base`` uint64 (1,): reference of slot 0."""
 
@@ -220,6 +357,10 @@ class KernelSet(Protocol):
 
     def path(self, geometry: PathGeometry, state: PathState, keys: Keys) -> PathKernel:
         """Path kernel over this state."""
+        ...
+
+    def ring(self, geometry: RingGeometry, state: RingState, keys: Keys) -> RingKernel:
+        """Ring kernel over this state."""
         ...
 
     def linear(self, geometry: LinearGeometry, base: U64, keys: Keys) -> LinearKernel:

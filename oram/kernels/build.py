@@ -30,7 +30,7 @@ ffi.set_source(
     '#include "oram.h"',
     sources=SOURCES,
     include_dirs=["csrc"],
-    depends=["csrc/oram.h", "csrc/bytes.h"],
+    depends=["csrc/oram.h", "csrc/bytes.h", "csrc/pool.h"],
     libraries=["crypto"],
     extra_compile_args=["-O3", "-std=c11", "-fvisibility=hidden", *os.environ.get("ORAM_CFLAGS", "").split()],
     extra_link_args=os.environ.get("ORAM_LDFLAGS", "").split(),

@@ -7,6 +7,7 @@ reads and writes out, records for the journal, scans and bulk loading.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from oram.backends.base import RegionShape, SlotRead, Slots, SlotWrite
 from oram.kernels.base import COUNTER_BITS, EMPTY, At, KernelSet, Keys, Op, PathState, PoolFullError, Requests
 from oram.params import PathGeometry
 from oram.schemes.base import Access, Outcome, Reader
+from oram.schemes.pool import PoolReplay, fill, overflow, place, relink
 from oram.types import I64, U8, U32, U64
 
 _RECORD = struct.Struct("<IIQ")  # requests, pages, reference of the first page
@@ -45,11 +47,6 @@ class PathORAM:
         self._keys = keys
         self._kernel = kernels.path(geometry, PathState.empty(geometry, position, pool_size), keys)
 
-    @staticmethod
-    def positions(geometry: PathGeometry, random: bytes) -> U32:
-        """Initial leaves, uint32 (N,), from 4 N random bytes."""
-        return np.frombuffer(random, "<u4").astype(np.uint32) & np.uint32(geometry.leaves - 1)
-
     @property
     def state(self) -> PathState:
         """The client's arrays."""
@@ -76,7 +73,7 @@ class PathORAM:
                 placed = self._kernel.access(requests, plan, pages)
                 break
             except PoolFullError:  # far above the paper's bound; no block is ever dropped
-                self._kernel.state = self._kernel.state.grown(self.geometry)
+                self._kernel.state = self._kernel.state.grown()
                 plan, grown = self._kernel.plan(requests), True  # the same plan, in the kernel's new memory
         return Outcome(
             [SlotWrite(self.region, plan.slots, pages.data)],
@@ -90,7 +87,7 @@ class PathORAM:
             try:
                 return self._kernel.access_in_place(requests, buffer(self.region))
             except PoolFullError:
-                self._kernel.state = self._kernel.state.grown(self.geometry)
+                self._kernel.state = self._kernel.state.grown()
 
     # --- the journal
 
@@ -137,50 +134,24 @@ class PathORAM:
         return [state.position, state.refs, state.pool_addr, state.pool_data]
 
     def replay(self, records: Iterable[bytes]) -> None:
-        """Each record says absolute things, so the last word on an address and on a pool slot stands.
-
-        Every block is left in the pool slot where it was before the crash: pieces of the pool that were taken earlier stay in force.
-        """
-        state = self._kernel.state
-        at: dict[int, set[int]] = {}  # of pieces of different age more than one may name a block
-        for q in np.flatnonzero(state.pool_addr != EMPTY).tolist():
-            at.setdefault(int(state.pool_addr[q]), set()).add(q)
+        """Each record says absolute things, so the last word stands."""
+        g, state = self.geometry, self._kernel.state
+        pool = PoolReplay(state)
         for record in records:
-            first_page, where, addresses, draws, pool, after, slots, placed = self._parse(record)
+            first_page, where, addresses, draws, slot, after, slots, placed = self._parse(record)
             first = where != At.REPEAT
-            state.position[addresses[first]] = draws[first] & np.uint32(self.geometry.leaves - 1)
+            state.position[addresses[first]] = draws[first] & np.uint32(g.leaves - 1)
             for addr in (*placed[placed != EMPTY].tolist(), *addresses[first].tolist()):
-                for q in at.pop(addr, ()):
-                    state.pool_addr[q] = EMPTY
+                pool.forget(addr)
             for r in np.flatnonzero(where == At.POOL).tolist():
-                addr, q = int(addresses[r]), int(pool[r])
-                while q >= state.pool_addr.size:  # it grew, and there was no time for the checkpoint
-                    state = state.grown(self.geometry)
-                if state.pool_addr[q] != EMPTY:
-                    at[int(state.pool_addr[q])].discard(q)
-                state.pool_addr[q], state.pool_data[q] = addr, after[r]
-                at[addr] = {q}
-            top = slots[slots < self.geometry.offsets[1]]
+                state = pool.grow_to(state, int(slot[r]))
+                pool.put(int(addresses[r]), int(slot[r]), after[r])
+            top = slots[slots < g.offsets[1]]
             state.refs[top] = np.arange(first_page, first_page + top.size, dtype=np.uint64)
         self._relink(state)
 
     def _relink(self, state: PathState) -> None:
-        """Make the pool's leaves, chains and free slots anew, from positions and ``pool_addr``."""
-        g = self.geometry
-        used, free = np.flatnonzero(state.pool_addr != EMPTY), np.flatnonzero(state.pool_addr == EMPTY)
-        leaf = state.position[state.pool_addr[used]]
-        state.pool_leaf[used] = leaf
-        chain = leaf >> np.uint32(g.L - g.T)
-        order = np.argsort(chain, kind="stable")
-        used, chain = used[order], chain[order]
-        state.pool_next[used] = -1
-        follows = np.flatnonzero(chain[1:] == chain[:-1])
-        state.pool_next[used[follows]] = used[follows + 1]
-        heads = np.flatnonzero(np.append(True, chain[1:] != chain[:-1])[: used.size])
-        state.head[:] = -1
-        state.head[chain[heads]] = used[heads]
-        state.pool_next[free] = np.append(free[1:], -1)[: free.size]
-        state.free, state.used = int(free[0]) if free.size else -1, used.size
+        relink(state, state.position, self.geometry.L - self.geometry.T)
         self._kernel.state = state
 
     def redo(self, record: bytes) -> Requests:
@@ -227,11 +198,7 @@ class PathORAM:
         addr = addresses.astype(np.uint32)
         leaf = state.position[addr]
         source, rest = self._place(leaf)
-        while rest.size > state.pool_addr.size:
-            state = state.grown(g)
-        state.pool_addr[:] = EMPTY
-        state.pool_addr[: rest.size], state.pool_data[: rest.size] = addr[rest], blocks[rest]
-        self._relink(state)
+        self._relink(fill(state, rest, addr, blocks))
         # a page is sealed in the order of its number, so that the references to it are known beforehand
         base = self._keys.current << COUNTER_BITS | self._keys.counter
         step = max(1, SCAN_BYTES // g.slot_size)
@@ -251,29 +218,21 @@ class PathORAM:
         """Greedy bottom-up placement: row of each slot of each page, int64 (slots, buckets * Z), -1 = empty; and the rows left over."""
         g = self.geometry
         source = np.full((g.slots, g.buckets * g.Z), -1, np.int64)
-        rows = np.argsort(leaf, kind="stable")
-        for layer in reversed(range(g.layers)):
-            for depth in reversed(range(g.height(layer))):
-                level = g.root_level(layer) + depth
-                bucket = leaf[rows].astype(np.int64) >> (g.L - level)
-                _, first, count = np.unique(bucket, return_index=True, return_counts=True)
-                rank = np.arange(rows.size) - np.repeat(first, count)
-                fits = rank < g.Z
-                page = (bucket[fits] >> depth) + g.offsets[layer]
-                within = (1 << depth) - 1 + (bucket[fits] & ((1 << depth) - 1))
-                source[page, within * g.Z + rank[fits]] = rows[fits]
-                rows = rows[~fits]
-        return source, rows
+        roots = [g.root_level(layer) for layer in range(g.layers)]
+        for level, rows, bucket, rank in place(leaf, g.L, g.T, g.Z):
+            if level < 0:
+                return source, rows
+            layer = bisect_right(roots, level) - 1
+            depth = level - roots[layer]
+            page = (bucket >> depth) + g.offsets[layer]
+            within = (1 << depth) - 1 + (bucket & ((1 << depth) - 1))
+            source[page, within * g.Z + rank] = rows
+        raise AssertionError
 
     # --- the stash
 
     @property
     def stash_size(self) -> int:
         """What would overflow the cached levels: with T=0 the paper's stash exactly, else never more than it. Secret. Cost: O(pool), no access."""
-        g, state = self.geometry, self._kernel.state
-        if g.T == 0:
-            return state.used
-        load = np.bincount(state.pool_leaf[state.pool_addr != EMPTY] >> np.uint32(g.L - g.T), minlength=1 << g.T)
-        for _ in range(g.T):
-            load = np.maximum(0, load[0::2] + load[1::2] - g.Z)
-        return int(load[0])
+        g = self.geometry
+        return overflow(self._kernel.state, g.Z, g.T, g.L - g.T)

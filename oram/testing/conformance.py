@@ -395,7 +395,7 @@ class BackendConformance(_Conformance):
         if Capability.BUFFER in backend.capabilities:
             calls.append(lambda: cast(BufferBackend, backend).buffer(REGION))
         if Capability.XOR in backend.capabilities:
-            calls.append(lambda: cast(XorBackend, backend).read_xor(REGION, _slots(0)[np.newaxis]))
+            calls.append(lambda: cast(XorBackend, backend).read_xor(REGION, _slots(0)[np.newaxis], _slots()))
         if state is not None and state.shared is not None:
             calls.extend(
                 (
@@ -501,26 +501,51 @@ class BackendConformance(_Conformance):
         with pytest.raises(BackendError):
             cast(BufferBackend, backend).buffer(REGION)
 
-    @pytest.mark.parametrize(("count", "width"), [(0, 3), (1, 0), (1, 1), (4, 20), (30, 7)])
-    def test_xor(self, backend: Backend, count: int, width: int) -> None:
+    @pytest.mark.parametrize(("count", "width", "plain"), [(0, 3, 1), (1, 0, 2), (1, 1, 0), (4, 20, 7), (30, 7, 0)])
+    def test_xor(self, backend: Backend, count: int, width: int, plain: int) -> None:
         _need(backend, Capability.XOR)
         data = np.zeros((SHAPE.slots, SHAPE.slot_size), dtype=np.uint8)
         data[:60] = self._filled(backend, 60)
-        groups = np.random.default_rng(count).integers(0, SHAPE.slots, (count, width))
-        result = cast(XorBackend, backend).read_xor(REGION, groups)
-        assert result.dtype == np.uint8
-        assert result.shape == (count, SHAPE.slot_size)
-        assert np.array_equal(result, np.bitwise_xor.reduce(data[groups], axis=1))
+        random = np.random.default_rng(count)
+        groups, indices = random.integers(-1, SHAPE.slots, (count, width)), random.integers(0, SHAPE.slots, plain)
+        expected = np.bitwise_xor.reduce(np.where((groups < 0)[..., np.newaxis], 0, data[groups]), axis=1)
+        xor = cast(XorBackend, backend)
+        for result in (xor.read_xor(REGION, groups, indices), xor.exchange((), SlotRead(REGION, indices, groups))):
+            assert result.folded is not None
+            assert result.folded.dtype == np.uint8
+            assert result.folded.shape == (count, SHAPE.slot_size)
+            assert np.array_equal(result.folded, expected)
+            assert np.array_equal(result.data, data[indices])
+            assert np.array_equal(result.present, indices < 60)
+
+    def test_xor_sees_the_writes_of_its_exchange(self, backend: Backend) -> None:
+        _need(backend, Capability.XOR)
+        self._filled(backend)
+        rows = _rows(9, 2)
+        groups = np.array([[3, 5], [3, -1]])
+        result = backend.exchange((SlotWrite(REGION, _slots(3, 5), rows),), SlotRead(REGION, _slots(5), groups))
+        assert result.folded is not None
+        assert np.array_equal(result.folded, [rows[0] ^ rows[1], rows[0]])
+        assert np.array_equal(result.data, rows[1:])
+
+    def test_an_exchange_without_xor_refuses_groups(self, backend: Backend) -> None:
+        if Capability.XOR in backend.capabilities:
+            pytest.skip("this backend can XOR")
+        self._filled(backend)
+        with pytest.raises(BackendError):
+            backend.exchange((), SlotRead(REGION, _slots(1), _slots(1, 2)[np.newaxis]))
 
     @pytest.mark.parametrize("bad", [*BAD_INDICES, "1-d"])
     def test_xor_refuses_bad_groups(self, backend: Backend, bad: str) -> None:
         _need(backend, Capability.XOR)
         self._filled(backend)
         groups = _slots(1, 2) if bad == "1-d" else self.BAD_INDICES[bad]()[np.newaxis]
+        if bad != "1-d" and groups.ndim == 2 and groups.dtype == np.int64 and (groups == -1).any():
+            groups = groups - 1  # -1 is no slot
         with pytest.raises(BackendError):
-            cast(XorBackend, backend).read_xor(REGION, groups)
+            cast(XorBackend, backend).read_xor(REGION, groups, _slots())
         with pytest.raises(BackendError):
-            cast(XorBackend, backend).read_xor("other", _slots(1)[np.newaxis])
+            cast(XorBackend, backend).read_xor("other", _slots(1)[np.newaxis], _slots())
 
     # Client state
 

@@ -122,7 +122,7 @@ class Tree:
 
     def grow(self) -> None:
         self.growths += 1
-        self.kernel.state = self.kernel.state.grown(self.g)
+        self.kernel.state = self.kernel.state.grown()
 
 
 def same_state(a: PathState, b: PathState) -> None:

@@ -172,7 +172,7 @@ def test_parameters(options: dict[str, Any], word: str) -> None:
 def test_all_problems_together() -> None:
     with pytest.raises(ParameterError) as caught:
         oram.create(
-            "memory:", key=KEY, capacity=0, block_size=-1, scheme="ring", cipher="rot13", durability="maybe",
+            "memory:", key=KEY, capacity=0, block_size=-1, scheme="square", cipher="rot13", durability="maybe",
             blocks_per_value=0, tree_top=-1,
         )  # fmt: skip
     words = ("capacity", "block_size", "scheme", "cipher", "durability", "blocks_per_value", "tree_top")

@@ -8,7 +8,7 @@ from oram.backends.base import Slots
 from oram.kernels._native import ffi, lib
 from oram.kernels.base import Keys, PathPlan, PathState, Requests
 from oram.kernels.native.cipher import NativeKeys
-from oram.kernels.native.memory import NativeRequests, pointer, writable
+from oram.kernels.native.memory import NativeRequests, attach_pool, pointer, writable
 from oram.params import PathGeometry
 from oram.types import I64, U8, U32, U64
 
@@ -39,23 +39,18 @@ class NativePath:
 
     def _attach(self, state: PathState) -> None:
         c = self._struct
-        position, refs, head = (
-            writable("uint32_t[]", state.position),
-            writable("uint64_t[]", state.refs),
-            writable("int32_t[]", state.head),
-        )
-        addr, leaf = writable("uint32_t[]", state.pool_addr), writable("uint32_t[]", state.pool_leaf)
-        chain, data = writable("int32_t[]", state.pool_next), writable("uint8_t[]", state.pool_data)
-        # from here on nothing is called, so that nothing can come between the arrays and their pointers
+        position, refs = writable("uint32_t[]", state.position), writable("uint64_t[]", state.refs)
+        attach = attach_pool(c.pool, state)
+        # from here on no array is made, so that nothing can come between the arrays and their pointers
         self._state = state
-        c.position, c.refs, c.head = position, refs, head
-        c.pool_addr, c.pool_leaf, c.pool_next, c.pool_data = addr, leaf, chain, data
-        c.pool_cap, c.pool_free, c.pool_used = state.pool_addr.size, state.free, state.used
+        c.position, c.refs = position, refs
+        attach()
+        self._pool = attach  # keeps the pointers' memory
 
     @property
     def state(self) -> PathState:
         """The arrays, with the pool's counters brought up to date."""
-        self._state.free, self._state.used = self._struct.pool_free, self._struct.pool_used
+        self._state.free, self._state.used = self._struct.pool.free, self._struct.pool.used
         return self._state
 
     @state.setter

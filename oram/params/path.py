@@ -1,37 +1,15 @@
-"""Parameters of a store, validated once, and what follows from them: the geometry of a tree."""
+"""Parameters of Path ORAM, and the geometry of its tree."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
-from oram.errors import ParameterError
-
-TAG_SIZE = 16  # bytes of authentication tag behind each sealed slot
-DEFAULT_TREE_TOP = 16 << 20  # bytes of client memory for the levels that never leave the client
-MAX_CAPACITY = 1 << 31  # blocks: addresses and leaves are 32 bits, all ones is reserved
-MAX_BLOCK_SIZE = 1 << 24  # bytes
-MAX_SLOT = 1 << 31  # bytes: libcrypto's lengths are C's int
-MAX_POOL = 1 << 29  # blocks: chains are 32-bit integers, and the pool can grow
+from oram.params.common import IN_MEMORY, MAX_POOL, MAX_SLOT, TAG_SIZE, SlotCost, check_shape, refuse
 
 #: Stash that Path ORAM's table 3 gives for a failure probability of 2^-80, by Z. Above it an alarm is raised, never an error.
 STASH_BOUND = {4: 89, 5: 63, 6: 53}
-
-
-@dataclass(frozen=True, slots=True)
-class SlotCost:
-    """What reading and writing back a slot costs, for choosing the page height: microseconds a slot, and a byte of it.
-
-    Measured, see bench/pages.py. Small pages pay per slot, tall ones move buckets that are not on the path.
-    """
-
-    slot: float
-    byte: float
-
-
-IN_MEMORY = SlotCost(0.5, 0.0006)  # two calls of the cipher and the cache misses; sealing and opening
-ON_DISK = SlotCost(60, 0.002)  # two extents of an LMDB commit; their bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +34,6 @@ class PathParams:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class LinearParams:
-    """Linear ORAM: every access touches every slot. The obviously correct baseline."""
-
-    name: ClassVar[str] = "linear"
-
-    def problems(self) -> list[str]:
-        """Nothing to get wrong."""
-        return []
-
-
-SchemeParams = PathParams | LinearParams
-SCHEMES: dict[str, type[PathParams | LinearParams]] = {"path": PathParams, "linear": LinearParams}
-
-
-def check_shape(capacity: int, block_size: int) -> list[str]:
-    """Problems with a capacity in blocks and a block size in bytes."""
-    found = []
-    if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= MAX_CAPACITY:
-        found.append(f"capacity must be an integer from 1 to {MAX_CAPACITY}")
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or not 1 <= block_size <= MAX_BLOCK_SIZE:
-        found.append(f"block_size must be an integer from 1 to {MAX_BLOCK_SIZE} bytes")
-    return found
-
-
-def refuse(problems: list[str]) -> None:
-    """Raise ParameterError with all the problems, if there are any."""
-    if problems:
-        raise ParameterError("; ".join(problems))
-
-
 @dataclass(frozen=True)
 class PathGeometry:
     """A Path tree of ``N`` blocks of ``B`` bytes: levels 0..L, of which T..L lie at the server in pages of h levels."""
@@ -97,6 +44,7 @@ class PathGeometry:
     L: int
     T: int
     h: int
+    scheme: ClassVar[str] = PathParams.name
 
     @classmethod
     def of(
@@ -191,53 +139,16 @@ class PathGeometry:
         """Blocks the pool holds before it must grow: public, and far above what the bound of the paper asks."""
         return self.cached_slots + 256 + self.max_batch
 
+    @property
+    def stash_bound(self) -> int:
+        """The stash above which something is wrong: the table's, and for other Z that of the nearest Z in it."""
+        return STASH_BOUND[min(max(self.Z, 4), 6)]
 
-@dataclass(frozen=True)
-class LinearGeometry:
-    """``N`` blocks of ``B`` bytes in pages of g blocks."""
-
-    N: int
-    B: int
+    def public(self) -> dict[str, int]:
+        """Its part of the header."""
+        return {"Z": self.Z, "L": self.L, "T": self.T, "h": self.h}
 
     @classmethod
-    def of(cls, capacity: int, block_size: int) -> LinearGeometry:
-        """ParameterError, all problems together."""
-        refuse(check_shape(capacity, block_size))
-        return cls(capacity, block_size)
-
-    @property
-    def g(self) -> int:
-        """Blocks a page: about 4 KB together, so that the cipher's cost is per byte."""
-        return max(1, min(self.N, 4096 // self.B))
-
-    @property
-    def slots(self) -> int:
-        """Pages at the server."""
-        return -(-self.N // self.g)
-
-    @property
-    def plain(self) -> int:
-        """Bytes of a page in clear."""
-        return self.g * self.B
-
-    @property
-    def slot_size(self) -> int:
-        """Bytes of a sealed page."""
-        return self.plain + TAG_SIZE
-
-    @property
-    def max_batch(self) -> int:
-        """Requests a batch."""
-        return 1024
-
-
-def linear_is_cheaper(capacity: int, block_size: int) -> bool:
-    """Whether Linear beats Path with default parameters, by measurement: see bench/linear.py."""
-    return capacity * (block_size + 8) <= 4096 or capacity <= 2
-
-
-def stash_bound(geometry: PathGeometry | LinearGeometry) -> int:
-    """The stash above which something is wrong: the table's, and for other Z that of the nearest Z in it."""
-    if isinstance(geometry, LinearGeometry):
-        return 0
-    return STASH_BOUND[min(max(geometry.Z, 4), 6)]
+    def from_public(cls, N: int, B: int, public: dict[str, Any]) -> Self:
+        """From an authenticated header."""
+        return cls(N, B, public["Z"], public["L"], public["T"], public["h"])
