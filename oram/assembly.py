@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from oram import kernels
-from oram.backends import SlotWrite
+from oram.backends import Capability, SlotWrite
 from oram.directory import Directory
 from oram.engine import CLOCK, Durability, Engine
 from oram.errors import BackupError, IntegrityError, ParameterError, UncleanShutdownError
@@ -21,6 +21,7 @@ from oram.schemes.base import Scheme
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
 from oram.schemes.pool import initial_positions
+from oram.schemes.ring import RingORAM
 from oram.site import HEADER_REGION, HEADER_SHAPE, REGIONS, Site
 
 
@@ -109,7 +110,11 @@ def _scheme(site: Site, g: Geometry, incarnation: int, keyring: Keyring, keys: K
     position = initial_positions(g.N, g.leaves, keyring.initial_positions(4 * g.N))
     if isinstance(g, PathGeometry):
         return PathORAM(g, region, kernel, keys, position, pool_size)
-    raise ParameterError("ring")
+    can = Capability.XOR in site.backend.capabilities
+    if g.xor and not can:
+        raise ParameterError("this backend cannot XOR slots: give xor=None or False")
+    xor = can if g.xor is None else g.xor
+    return RingORAM(g, region, f"meta.{incarnation}", kernel, keys, position, pool_size, xor=xor)
 
 
 def _journal(site: Site, header: Header, incarnation: int, *, existing: bool) -> Journal:

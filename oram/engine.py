@@ -5,8 +5,9 @@
     3 commit   what changed in the client state, and the next pieces of the running checkpoint: durable
     4 write    then the caller gets its answer
 
-Where the state file lives in the backend's own environment, 3 and 4 are one transaction. What the server sees after a crash is a function of
-the log: the very same slots again, whatever is asked next (Obladi's rule).
+Where the state file lives in the backend's own environment, 3 and 4 are one transaction. Where a round trip is dear (REMOTE), step 4 rides
+with step 2 of the next access: what is not written yet lies in the journal with its commit, so the answer need not wait for it. What the
+server sees after a crash is a function of the log: the very same slots again, whatever is asked next (Obladi's rule).
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ class Engine:
         self._marked = False  # without a log: the file knows that it is behind
         self._ahead = False  # without a log: it is
         self._joint = journal.file.shared is backend
+        self._deferred = not self._joint and Capability.REMOTE in backend.capabilities
+        self._pending: Sequence[SlotWrite] = ()  # the write-back of the last access, where it is deferred
+        self._exposed = False  # it was written, and may not have been made durable
         self._buffer: Callable[[str], Slots] | None = None
         if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:
             views = {region: backend.buffer(region) for region in scheme.regions()}
@@ -131,7 +135,10 @@ class Engine:
         """
         self.check()
         m = requests.m
-        requests.draws[:m] = np.frombuffer(os.urandom(4 * m), np.uint32)  # one draw a request, whatever it is
+        coins = os.urandom(4 * m + requests.seed.size)  # one draw a request, whatever it is
+        requests.draws[:m] = np.frombuffer(coins, "<u4", m)
+        if requests.seed.size:
+            requests.seed[:] = np.frombuffer(coins, np.uint8, offset=4 * m)
         self._renew()
         if self._logged:
             self._logged_access(self.sequence + 1, requests, note)
@@ -146,7 +153,7 @@ class Engine:
             if self._buffer is not None:
                 self.scheme.access_in_place(requests, self._buffer)
             else:
-                self.backend.write_all(self._drive(self.scheme.access(requests)).writes)
+                self._write(self._drive(self.scheme.access(requests)).writes)
             begun = True
             self._note(note)
         except KeyboardInterrupt:
@@ -175,15 +182,18 @@ class Engine:
             outcome = self._drive(self.scheme.access(requests))
             writes = [*outcome.writes, self.tick(sequence)]
             record = Record(sequence, outcome.record, note)
-            torn = not self._joint and Capability.ATOMIC not in self.backend.capabilities
+            torn = self._deferred or (not self._joint and Capability.ATOMIC not in self.backend.capabilities)
+            if self._exposed:  # its journaled copy is about to go
+                self._exposed = False
+                self.backend.sync()
             journal.log_commit(
                 record, taken, self.pieces, writes=writes if self._joint else (), write_back=writes if torn else ()
             )
             if self._synced:
                 journal.file.sync()
             if not self._joint:
-                self.backend.write_all(writes)
-                if self._synced:
+                self._write(writes)
+                if self._synced and not self._deferred:
                     self.backend.sync()
             self.sequence = sequence
             if not known:
@@ -202,10 +212,28 @@ class Engine:
         try:
             read = next(access)
             while True:
-                read = access.send(self.backend.read(read.region, read.indices))
+                slots = self.backend.exchange(self._pending, read)
+                self._delivered()
+                read = access.send(slots)
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome
+
+    def _write(self, writes: Sequence[SlotWrite]) -> None:
+        if self._deferred:
+            self._pending = writes
+        else:
+            self.backend.write_all(writes)
+
+    def _delivered(self) -> None:
+        self._exposed = bool(self._pending) and self._synced and Capability.DURABLE in self.backend.capabilities
+        self._pending = ()
+
+    def deliver(self) -> None:
+        """Write back what is still to be written."""
+        if self._pending:
+            self.backend.write_all(self._pending)
+            self._delivered()
 
     def tick(self, sequence: int) -> SlotWrite:
         """The clock's slot for this access."""
@@ -268,7 +296,8 @@ class Engine:
             raise StaleStateError("the client state is older than the server's part of the store")
         if server == self.sequence:
             return True
-        open_write = intent is not None and intent.sequence == self.sequence and not self._joint
+        begun = intent is not None and intent.sequence == self.sequence
+        open_write = not self._joint and (begun or self.journal.write_back() != [])
         if server == self.sequence - 1 and open_write and self.journal.committed:
             return False
         raise RollbackError("the server's part of the store is older than the client state")
@@ -289,11 +318,13 @@ class Engine:
         writes: Sequence[SlotWrite] = (),
     ) -> None:
         """All of the client state at once, and what else belongs into the same transaction."""
+        self.deliver()  # its journaled copy goes
         self._lay_out()  # a bulk load, or an access that found the pool full, may have made new arrays
         self.journal.checkpoint(self.pieces, self.sequence, self.growth, puts=puts, deletes=deletes, writes=writes)
 
     def flush(self) -> None:
-        """Make everything acknowledged so far survive power loss."""
+        """Make everything acknowledged so far survive power loss, and the server's part up to date."""
+        self.deliver()
         if self._ahead:
             self._marked = (
                 False  # before the file says the same: an access in between, or after an interrupt, marks it again
@@ -314,8 +345,10 @@ class Engine:
     def close(self) -> None:
         """Leave the store so that it can be opened again."""
         try:
-            if self._trouble is None and not self._logged:
-                self.flush()
+            if self._trouble is None:
+                self.deliver()
+                if not self._logged:
+                    self.flush()
         finally:
             self.retire()
 
@@ -323,6 +356,7 @@ class Engine:
         """Every live block. The caller runs it to its end."""
         self.check()
         try:
+            self.deliver()
             yield from self.scheme.scan(lambda read: self.backend.read(read.region, read.indices))
         except GeneratorExit:
             raise

@@ -75,6 +75,7 @@ class Intent:
     ops: bytes
     addresses: bytes
     draws: bytes
+    seed: bytes
 
     def fill(self, requests: Requests) -> None:
         """The same look-ups with no effect: reads and dummies."""
@@ -82,6 +83,7 @@ class Intent:
         requests.ops[:m] = np.where(np.frombuffer(self.ops, np.uint8) == Op.DUMMY, Op.DUMMY, Op.READ)
         requests.addresses[:m] = np.frombuffer(self.addresses, "<u4")
         requests.draws[:m] = np.frombuffer(self.draws, "<u4")
+        requests.seed[:] = np.frombuffer(self.seed, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,12 @@ class Journal:
             return None
         at = _INTENT.size
         return Intent(
-            sequence, note_size, plain[at : at + m], plain[at + m : at + 5 * m], plain[at + 5 * m : at + 9 * m]
+            sequence,
+            note_size,
+            plain[at : at + m],
+            plain[at + m : at + 5 * m],
+            plain[at + 5 * m : at + 9 * m],
+            plain[at + 9 * m :],
         )
 
     def write_back(self) -> list[SlotWrite]:
@@ -253,9 +260,10 @@ class Journal:
         return generation
 
     def log_intent(self, sequence: int, requests: Requests, note_size: int) -> None:
-        """Durable before the first read. Length: a function of m."""
+        """Durable before the first read. Length: a function of m (and of the scheme)."""
         m = requests.m
         body = b"".join(part[:m].tobytes() for part in (requests.ops, requests.addresses, requests.draws))
+        body += requests.seed.tobytes()
         blob = self.keyring.seal(b"intent", _INTENT.pack(sequence, m, note_size) + body)
         self.file.replace(_key(b"i", self.incarnation), blob)
 

@@ -283,8 +283,8 @@ class RingKernel(Protocol):
         """
         ...
 
-    def access_in_place(self, requests: Requests, region: Slots) -> None:
-        """All of it in one go over the region's own memory, where the metadata is the client's."""
+    def access_in_place(self, requests: Requests, region: Slots, metadata: Slots | None) -> None:
+        """All of it in one go over the regions' own memory; metadata where it is the server's."""
         ...
 
     def store(self) -> U8:

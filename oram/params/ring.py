@@ -82,7 +82,7 @@ class RingParams:
             return ["A and S need Z"] if (self.A, self.S) != (None, None) else []
         most = largest_A(self.Z) if self.Z <= MAX_Z else 0
         if self.Z > MAX_Z or not most:
-            return [f"Z must be at least 2 and at most {MAX_Z}"]
+            return [f"Z must be an integer from 3 to {MAX_Z}: below 3 no stash is bounded"]
         if self.A is not None and most < self.A:
             return [f"with Z={self.Z} the stash is bounded for A of at most {most}"]
         A = most if self.A is None else self.A
@@ -215,10 +215,12 @@ class RingGeometry:
         return next((bound for (Z, _), bound in RING_STASH_BOUND.items() if self.Z <= Z), 4 * self.Z)
 
     def public(self) -> dict[str, Any]:
-        """Its part of the header."""
-        return {name: getattr(self, name) for name in ("Z", "A", "S", "L", "T", "metadata", "xor")}
+        """Its part of the header; xor only where it was asked for."""
+        tree = {name: getattr(self, name) for name in ("Z", "A", "S", "L", "T", "metadata")}
+        return tree if self.xor is None else {**tree, "xor": self.xor}
 
     @classmethod
     def from_public(cls, N: int, B: int, public: dict[str, Any]) -> Self:
         """From an authenticated header."""
-        return cls(N, B, **{name: public[name] for name in ("Z", "A", "S", "L", "T", "metadata", "xor")})
+        tree = {name: public[name] for name in ("Z", "A", "S", "L", "T", "metadata")}
+        return cls(N, B, **tree, xor=public.get("xor"))

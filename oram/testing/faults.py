@@ -179,8 +179,9 @@ class FaultBackend(Backend):
         return self.faults.step("read", lambda: self.inner.read(region, indices), changes=False)
 
     def exchange(self, writes: Sequence[SlotWrite], reads: SlotRead) -> Slots:
-        self.write_all(writes)
-        return self.read(reads.region, reads.indices)
+        if writes:
+            self.write_all(writes)
+        return self.faults.step("read", lambda: self.inner.exchange((), reads), changes=False)
 
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
         parts = [writes] if self._atomic else [[part] for write in writes for part in _slot_by_slot(write)]

@@ -134,7 +134,7 @@ def test_sizes(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"scheme": "ring"}, "scheme"),
+        ({"scheme": "square"}, "scheme"),
         ({"scheme": b"path"}, "scheme"),
         ({"scheme": PathParams(Z=0)}, "Z"),
         ({"scheme": PathParams(Z=65)}, "Z"),

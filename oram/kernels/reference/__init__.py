@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from oram.kernels.base import Keys, PathState
+from oram.kernels.base import Keys, PathState, RingState
 from oram.kernels.reference.cipher import ReferenceKeys
 from oram.kernels.reference.linearoram import ReferenceLinear
 from oram.kernels.reference.pathoram import ReferencePath
+from oram.kernels.reference.ringoram import ReferenceRing
 from oram.kernels.reference.tagindex import ReferenceIndex
-from oram.params import LinearGeometry, PathGeometry
+from oram.params import LinearGeometry, PathGeometry, RingGeometry
 from oram.types import U8, U64
 
 __all__ = [
@@ -20,11 +21,13 @@ __all__ = [
     "ReferenceKeys",
     "ReferenceLinear",
     "ReferencePath",
+    "ReferenceRing",
     "index",
     "keys",
     "linear",
     "name",
     "path",
+    "ring",
 ]
 
 name = "reference"
@@ -38,6 +41,11 @@ def keys(cipher: str, key_of: Callable[[int], bytes]) -> Keys:
 def path(geometry: PathGeometry, state: PathState, keys: Keys) -> ReferencePath:
     """Path kernel over this state."""
     return ReferencePath(geometry, state, keys)
+
+
+def ring(geometry: RingGeometry, state: RingState, keys: Keys) -> ReferenceRing:
+    """Ring kernel over this state."""
+    return ReferenceRing(geometry, state, keys)
 
 
 def linear(geometry: LinearGeometry, base: U64, keys: Keys) -> ReferenceLinear:

@@ -84,6 +84,11 @@ class ReferenceKeys:
             counter.to_bytes(self._nonce_size, "little"), plain, slot.to_bytes(8, "little")
         )
 
+    def reseal(self, slot: int, ref: int, plain: bytes) -> bytes:
+        """What was once sealed: the same bytes again, to be cancelled in an XOR."""
+        nonce = (ref & COUNTER_MASK).to_bytes(self._nonce_size, "little")
+        return self._aead(ref >> COUNTER_BITS).encrypt(nonce, plain, slot.to_bytes(8, "little"))
+
     def open(self, slot: int, ref: int, sealed: bytes) -> bytes:
         """Open under a reference; InvalidTag."""
         nonce = (ref & COUNTER_MASK).to_bytes(self._nonce_size, "little")

@@ -1,0 +1,361 @@
+"""Ring ORAM (Ren, Fletcher, Kwon, Stefanov, Shi, van Dijk, Devadas: USENIX Security 2015).
+
+docs/schemes/ring.md goes through the paper line by line. The hot loop is the kernel's; this module is what surrounds it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oram.backends.base import RegionShape, SlotRead, Slots, SlotWrite
+from oram.kernels.base import (
+    COUNTER_BITS,
+    EMPTY,
+    At,
+    KernelSet,
+    Keys,
+    Op,
+    PoolFullError,
+    Requests,
+    RingPlan,
+    RingState,
+    RingWrite,
+)
+from oram.params import RingGeometry
+from oram.schemes.base import Access, Outcome, Reader
+from oram.schemes.pool import PoolReplay, fill, overflow, place, relink
+from oram.types import I64, U8, U32
+
+_RECORD = struct.Struct(
+    "<IIIQQQ"
+)  # requests, buckets written anew, roots; clock after it; references of the first slot and metadata
+SCAN_BYTES = 8 << 20  # of slots a round trip
+SEED = 32  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A journal record, as arrays."""
+
+    clock: int
+    first_slot: int
+    first_meta: int
+    seed: U8
+    where: U8
+    addresses: U32
+    draws: U32
+    path: U32
+    pool: U32
+    after: U8
+    online: I64
+    rewritten: I64
+    addr: U32
+    slot: npt.NDArray[np.uint16]
+    roots: I64
+
+
+class RingORAM:
+    """An oblivious array over one tree of buckets with dummies.
+
+    Cost: a batch of m reads one slot a level and request, and what falls due: an eviction (all buckets of a path) every A accesses, and buckets that
+    were read S times. One round trip to read, two with metadata="server", and one to write, where there is something to write.
+    Leaks: m, and m uniform leaves that are independent of the requests; which slots of a bucket are read is a uniform choice.
+    Source: algorithms 1 to 4 of the paper.
+    """
+
+    def __init__(
+        self,
+        geometry: RingGeometry,
+        region: str,
+        meta_region: str,
+        kernels: KernelSet,
+        keys: Keys,
+        position: U32,
+        pool_size: int | None = None,
+        *,
+        xor: bool = False,
+    ) -> None:
+        self.geometry, self.region, self.meta_region, self.xor = geometry, region, meta_region, xor
+        self.capacity, self.block_size, self.max_batch = geometry.N, geometry.B, geometry.max_batch
+        m = max(1024, self.max_batch)
+        self.max_pages = (m + geometry.evictions(m)) * geometry.levels * (geometry.n + 1)
+        self._server = geometry.metadata == "server"
+        self._keys = keys
+        self._kernel = kernels.ring(geometry, RingState.empty(geometry, position, pool_size), keys)
+
+    @property
+    def state(self) -> RingState:
+        """The client's arrays."""
+        return self._kernel.state
+
+    def regions(self) -> dict[str, RegionShape]:
+        """Slots, and metadata where it is the server's."""
+        g = self.geometry
+        regions = {self.region: RegionShape(g.slots, g.slot_size)}
+        return {**regions, self.meta_region: RegionShape(g.buckets, g.meta_size)} if self._server else regions
+
+    def requests(self, m: int) -> Requests:
+        """Buffers for a batch of m."""
+        return self._kernel.requests(m)
+
+    # --- the access
+
+    def access(self, requests: Requests) -> Access:
+        """ReadPath for each request, with what EvictPath and EarlyReshuffle fetch after it; then all of their writes."""
+        kernel, grown = self._kernel, False
+        buckets = kernel.buckets(requests)
+        if self._server:
+            kernel.load((yield SlotRead(self.meta_region, buckets)))
+        plan = kernel.plan(requests)
+        slots = yield self._read(plan)
+        first_slot = self._keys.current << COUNTER_BITS | self._keys.counter
+        while True:
+            try:
+                written = kernel.access(requests, plan, slots)
+                break
+            except PoolFullError:  # far above the paper's bound; no block is ever dropped
+                kernel.state, grown = kernel.state.grown(), True
+                kernel.buckets(requests)
+                plan = kernel.plan(requests)  # the same plan, in the kernel's new memory
+        writes = [SlotWrite(self.region, self._slots_of(plan.rewritten), written.data)] if plan.rewritten.size else []
+        first_meta, roots = 0, buckets[:0]
+        if self._server:
+            first_meta = self._keys.current << COUNTER_BITS | self._keys.counter
+            roots = buckets[buckets < self.geometry.first]
+            writes.append(SlotWrite(self.meta_region, buckets, kernel.store()))
+        return Outcome(writes, self._record(requests, plan, written, first_slot, first_meta, roots), grown)
+
+    def _read(self, plan: RingPlan) -> SlotRead:
+        if self.xor:
+            return SlotRead(self.region, plan.fetched.reshape(-1), plan.online)
+        online = plan.online.reshape(-1)
+        return SlotRead(self.region, np.concatenate([online[online >= 0], plan.fetched.reshape(-1)]))
+
+    def _slots_of(self, buckets: I64) -> I64:
+        n = self.geometry.n
+        return (buckets[:, np.newaxis] * n + np.arange(n)).reshape(-1)
+
+    def access_in_place(self, requests: Requests, buffer: Callable[[str], Slots]) -> None:
+        """The same over the backend's own memory."""
+        region, metadata = buffer(self.region), buffer(self.meta_region) if self._server else None
+        while True:
+            try:
+                return self._kernel.access_in_place(requests, region, metadata)
+            except PoolFullError:
+                self._kernel.state = self._kernel.state.grown()
+
+    # --- the journal
+
+    def record_size(self, requests: Requests) -> int:
+        """Bytes of a record where every bucket on the paths is written anew."""
+        g, m = self.geometry, requests.m
+        buckets = (m + g.evictions(m)) * g.levels
+        rows = 8 * min(buckets, g.first) if self._server else 2 * m * g.levels + buckets * (8 + 6 * g.Z)
+        return _RECORD.size + SEED + m * (17 + g.B) + rows
+
+    def _record(
+        self, requests: Requests, plan: RingPlan, written: RingWrite, first_slot: int, first_meta: int, roots: I64
+    ) -> bytes:
+        m, n = requests.m, self.geometry.n
+        parts: list[npt.NDArray[Any]] = [
+            requests.seed,
+            requests.where[:m],
+            requests.addresses[:m],
+            requests.draws[:m],
+            plan.path,
+            requests.pool[:m],
+            requests.after[:m],
+        ]
+        rewritten = 0 if self._server else plan.rewritten.size
+        if self._server:
+            parts.append(roots)
+        else:  # what changes in the rows; those of the server are in its metadata
+            online = np.where(plan.online < 0, n, plan.online % n).astype("<u2")
+            parts += [online, plan.rewritten, written.addr, written.slot]
+        clock = int(self._kernel.state.clock[0])
+        head = _RECORD.pack(m, rewritten, roots.size, clock, first_slot, first_meta)
+        return head + b"".join(part.tobytes() for part in parts)
+
+    def _parse(self, record: bytes) -> Record:
+        g = self.geometry
+        m, rewritten, roots, clock, first_slot, first_meta = _RECORD.unpack_from(record)
+        at, parts = _RECORD.size, []
+        online = 0 if self._server else m * g.levels
+        for dtype, count in (
+            ("u1", SEED),
+            ("u1", m),
+            ("<u4", m),
+            ("<u4", m),
+            ("<u4", m),
+            ("<u4", m),
+            ("u1", m * g.B),
+            ("<u2", online),
+            ("<i8", rewritten),
+            ("<u4", rewritten * g.Z),
+            ("<u2", rewritten * g.Z),
+            ("<i8", roots),
+        ):
+            part = np.frombuffer(record, dtype, count, at)
+            at += part.nbytes
+            parts.append(part)
+        seed, where, addresses, draws, path, pool, after, read, buckets, addr, slot, tops = parts
+        return Record(
+            clock, first_slot, first_meta, seed, where, addresses, draws, path, pool, after.reshape(m, g.B),
+            read.astype(np.int64).reshape(-1, g.levels), buckets, addr.reshape(-1, g.Z), slot.reshape(-1, g.Z), tops,
+        )  # fmt: skip
+
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """Positions, clock, metadata or the references to it, and the pool's addresses and blocks."""
+        state = self._kernel.state
+        rows = [state.roots] if self._server else [state.refs, state.spent, state.addr, state.slot]
+        return [state.position, state.clock, *rows, state.pool_addr, state.pool_data]
+
+    def replay(self, records: Iterable[bytes]) -> None:
+        """Each record says absolute things, so the last word stands."""
+        g, state = self.geometry, self._kernel.state
+        pool = PoolReplay(state)
+        for record in map(self._parse, records):
+            first = record.where != At.REPEAT
+            if self._server:
+                state.roots[record.roots] = np.arange(record.first_meta, record.first_meta + record.roots.size)
+            else:
+                self._replay_rows(state, record)
+            state.clock[0] = record.clock
+            state.position[record.addresses[first]] = record.draws[first] & np.uint32(g.leaves - 1)
+            for addr in (*record.addr[record.addr != EMPTY].tolist(), *record.addresses[first].tolist()):
+                pool.forget(addr)
+            for r in np.flatnonzero(record.where == At.POOL).tolist():
+                state = pool.grow_to(state, int(record.pool[r]))
+                pool.put(int(record.addresses[r]), int(record.pool[r]), record.after[r])
+        relink(state, state.position, g.L - g.T)
+        self._kernel.state = state
+
+    def _replay_rows(self, state: RingState, record: Record) -> None:
+        g = self.geometry
+        levels = np.arange(g.T, g.L + 1)
+        buckets = (1 << levels) + (record.path.astype(np.int64)[:, np.newaxis] >> (g.L - levels)) - g.first
+        read = record.online < g.n
+        slot = record.online[read]
+        bits = np.uint64(1) << (slot % 64).astype(np.uint64)
+        np.bitwise_or.at(state.spent, (buckets[read], slot // 64), bits)
+        rows = record.rewritten
+        state.refs[rows] = record.first_slot + np.arange(rows.size) * g.n
+        state.spent[rows], state.addr[rows], state.slot[rows] = 0, record.addr, record.slot
+
+    def redo(self, record: bytes) -> Requests:
+        """The same look-ups and dummies on the state before it, with the values it left behind."""
+        old = self._parse(record)
+        requests = self.requests(old.where.size)
+        m = requests.m
+        requests.ops[:m] = np.select([old.where == At.REPEAT, old.where == At.NONE], [Op.DUMMY, Op.REMOVE], Op.WRITE)
+        requests.addresses[:m], requests.draws[:m], requests.data[:m] = old.addresses, old.draws, old.after
+        requests.seed[:] = old.seed
+        return requests
+
+    # --- scan and bulk load
+
+    def scan(self, read: Reader) -> Iterator[tuple[I64, U8]]:
+        """All metadata where it is the server's, all slots in index order, and then the pool."""
+        g, state = self.geometry, self._kernel.state
+        rows = (
+            self._all_rows(read)
+            if self._server
+            else {name: getattr(state, name) for name in ("refs", "spent", "addr", "slot")}
+        )
+        step = max(1, SCAN_BYTES // (g.n * g.slot_size))
+        for first in range(0, g.buckets, step):
+            buckets = np.arange(first, min(first + step, g.buckets))
+            slots, refs = self._slots_of(buckets), rows["refs"][buckets]
+            of_slot = np.where(
+                refs[:, np.newaxis] == 0, np.uint64(0), refs[:, np.newaxis] + np.arange(g.n, dtype=np.uint64)
+            )
+            blocks = self._kernel.open_slots(slots, of_slot.reshape(-1), read(SlotRead(self.region, slots))).reshape(
+                -1, g.n, g.B
+            )
+            at = rows["slot"][buckets].astype(np.int64)
+            spent = np.take_along_axis(rows["spent"][buckets], at // 64, 1) >> (at % 64).astype(np.uint64) & np.uint64(
+                1
+            )
+            live = (refs[:, np.newaxis] != 0) & (rows["addr"][buckets] != EMPTY) & (spent == 0)
+            b, z = np.nonzero(live)
+            yield rows["addr"][buckets][b, z].astype(np.int64), blocks[b, at[b, z]]
+        used = np.flatnonzero(state.pool_addr != EMPTY)
+        yield state.pool_addr[used].astype(np.int64), state.pool_data[used]
+
+    def _all_rows(self, read: Reader) -> dict[str, npt.NDArray[Any]]:
+        """The server's metadata, level by level, so that each bucket's reference is at hand when it is its turn."""
+        g, refs = self.geometry, self._kernel.state.roots
+        found: list[dict[str, npt.NDArray[Any]]] = []
+        step = max(1, SCAN_BYTES // g.meta_size)
+        for level in range(g.T, g.L + 1):
+            start, below = (1 << level) - g.first, []
+            for first in range(0, 1 << level, step):
+                buckets = np.arange(first, min(first + step, 1 << level)) + start
+                metadata = read(SlotRead(self.meta_region, buckets))
+                rows = self._kernel.open_rows(buckets, refs[first : first + step], metadata)
+                below.append(rows["children"].reshape(-1))
+                found.append(rows)
+            refs = np.concatenate(below)
+        return {name: np.concatenate([rows[name] for rows in found]) for name in ("refs", "spent", "addr", "slot")}
+
+    def build(self, addresses: I64, blocks: U8) -> Iterator[SlotWrite]:
+        """Place every block as low as its path has room, then write every slot once, and all metadata."""
+        g, state = self.geometry, self._kernel.state
+        addr = addresses.astype(np.uint32)
+        source = np.full((g.buckets, g.Z), -1, np.int64)
+        for level, rows, bucket, rank in place(state.position[addr], g.L, g.T, g.Z):
+            if level < 0:
+                state = fill(state, rows, addr, blocks)
+            else:
+                source[bucket + (1 << level) - g.first, rank] = rows
+        relink(state, state.position, g.L - g.T)
+        self._kernel.state = state
+        base = self._keys.current << COUNTER_BITS | self._keys.counter
+        rows_of = RingState.rows(g, g.buckets)
+        step = max(1, SCAN_BYTES // (g.n * g.slot_size))
+        for first in range(0, g.buckets, step):
+            buckets = np.arange(first, min(first + step, g.buckets))
+            coins = np.frombuffer(os.urandom(8 * buckets.size * g.n), np.uint64).reshape(-1, g.n)
+            order = np.argsort(coins, axis=1)[:, : g.Z]  # a random slot for each block
+            content = np.full((buckets.size, g.n), -1, np.int64)
+            np.put_along_axis(content, order, source[buckets], 1)
+            slots = self._slots_of(buckets)
+            rows_of["refs"][buckets] = base + buckets * g.n
+            rows_of["addr"][buckets] = np.where(
+                source[buckets] < 0, EMPTY, addr[source[buckets]] if addr.size else EMPTY
+            )
+            rows_of["slot"][buckets] = order
+            yield SlotWrite(self.region, slots, self._kernel.seal_slots(slots, content.reshape(-1), blocks))
+        if self._server:
+            yield from self._build_metadata(rows_of)
+        else:
+            for name in ("refs", "spent", "addr", "slot"):
+                getattr(self._kernel.state, name)[:] = rows_of[name]
+
+    def _build_metadata(self, rows: dict[str, npt.NDArray[Any]]) -> Iterator[SlotWrite]:
+        """Sealed in the order of the buckets, so that the references to them are known beforehand."""
+        g = self.geometry
+        base = self._keys.current << COUNTER_BITS | self._keys.counter
+        inner = np.arange((1 << g.L) - g.first)
+        rows["children"][inner] = base + (2 * (inner + g.first) - g.first)[:, np.newaxis] + np.arange(2)
+        step = max(1, SCAN_BYTES // g.meta_size)
+        for first in range(0, g.buckets, step):
+            buckets = np.arange(first, min(first + step, g.buckets))
+            part = {name: array[buckets] for name, array in rows.items()}
+            yield SlotWrite(self.meta_region, buckets, self._kernel.seal_rows(buckets, part))
+        self._kernel.state.roots[:] = base + np.arange(g.first)
+
+    # --- the stash
+
+    @property
+    def stash_size(self) -> int:
+        """What would overflow the cached levels: with T=0 the paper's stash exactly, else never more than it. Secret. Cost: O(pool), no access."""
+        g = self.geometry
+        return overflow(self._kernel.state, g.Z, g.T, g.L - g.T)
