@@ -3,6 +3,7 @@
 
 #include <openssl/evp.h>
 
+#include "batch.h"
 #include "bytes.h"
 #include "oram.h"
 
@@ -103,6 +104,34 @@ int oram_seal_many(const oram_cipher *cipher, void *ctx, uint64_t counter, uint3
 int oram_open_many(const oram_cipher *cipher, void *ctx, uint64_t counter, uint32_t n, size_t len, const uint8_t *sealed, uint8_t *plain) {
     for (uint32_t i = 0; i < n; i++) {
         int rc = cipher->open(ctx, counter + i, i, sealed + i * (len + ORAM_TAG), len, plain + i * len);
+        if (rc != ORAM_OK) return rc;
+    }
+    return ORAM_OK;
+}
+
+int oram_open_slots(const oram_keys *keys, uint32_t n, size_t len, const uint64_t *slots, const uint64_t *refs, const uint8_t *sealed,
+                    const uint8_t *present, uint8_t *plain) {
+    int bad = ORAM_OK;
+    for (uint32_t i = 0; i < n; i++) {
+        const int rc = open_ref(keys, slots[i], refs[i], sealed + i * (len + ORAM_TAG), present[i], len, plain + i * len);
+        if (rc > 0) return rc;
+        bad |= rc;
+    }
+    return bad == ORAM_OK ? ORAM_OK : ORAM_TAMPERED;
+}
+
+int oram_seal_slots(oram_keys *keys, uint32_t n, size_t len, const uint64_t *slots, const int64_t *source, const uint8_t *rows, uint8_t *sealed) {
+    const uint64_t counter = keys->counter;
+    if (counter + n > (uint64_t)1 << ORAM_COUNTER_BITS) return ORAM_CIPHER_FAILED;
+    keys->counter += n; /* before the first seal */
+    for (uint32_t i = 0; i < n; i++) {
+        uint8_t *to = sealed + i * (len + ORAM_TAG);
+        const uint8_t *from = to;
+        if (source[i] < 0)
+            memset(to, 0, len);
+        else
+            from = rows + (size_t)source[i] * len;
+        const int rc = keys->cipher->seal(keys->contexts[keys->current], counter + i, slots[i], from, len, to);
         if (rc != ORAM_OK) return rc;
     }
     return ORAM_OK;

@@ -31,6 +31,7 @@
 
 #define ORAM_COUNTER_BITS 32 /* a reference is generation << ORAM_COUNTER_BITS | counter; 0 = never written */
 #define ORAM_TAG 16 /* bytes of authentication tag behind each sealed page */
+#define ORAM_MAX_BUCKET 1024 /* slots of a bucket */
 
 /* A cipher: seal writes len + ORAM_TAG bytes, open reads them and returns 0 only if they are authentic.
  * The nonce is (counter, padded with zeros); the slot number is associated data. In place is allowed. */
@@ -127,6 +128,70 @@ int oram_path_open(const oram_path *p, const oram_keys *keys, uint32_t n, const 
  * (n * 2^h) references. */
 int oram_path_build(const oram_path *p, oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *children,
                     const int64_t *source, const uint32_t *addr, const uint32_t *leaf, const uint8_t *blocks, uint8_t *sealed);
+
+/* Numbers for a batch, expanded from its seed. */
+typedef struct oram_coins oram_coins;
+oram_coins *oram_coins_new(void);
+void oram_coins_free(oram_coins *coins);
+
+/* Ring ORAM: geometry and client state. A row of metadata for each bucket: refs (rows) reference of its slot 0, 0 where never written;
+ * spent (rows, W) a bit for each slot read since; addr, slot (rows, Z) the blocks it was written with. A block is there while its slot is not
+ * spent. Rows are those of all buckets; or, where `windowed`, of the buckets of the batch, and then children (rows, 2) and roots (2^T) are
+ * references of metadata. */
+typedef struct {
+    uint32_t Z, A, S, L, T, W; /* blocks and dummies of a bucket, accesses an eviction, leaf level, first level at the server, words of a bit set */
+    uint32_t B;                /* bytes of a block */
+    uint32_t windowed;
+    uint64_t N;         /* blocks */
+    uint32_t *position; /* (N) leaf of each block */
+    uint64_t *clock;    /* (1) accesses so far */
+    uint64_t *refs, *spent;
+    uint32_t *addr;
+    uint16_t *slot;
+    uint64_t *children, *roots;
+    oram_pool pool;
+    oram_coins *coins;
+} oram_ring;
+
+/* Bytes of scratch memory a batch of m requests needs (8-byte aligned). It keeps what one step leaves for the next. */
+size_t oram_ring_scratch(const oram_ring *p, uint32_t m);
+
+/* Buckets that m requests can need at most. */
+size_t oram_ring_most(const oram_ring *p, uint32_t m);
+
+/* Step 1: which buckets. path: (m) leaf that each request reads. number: (most) the buckets on the paths and those evicted to, in
+ * ascending order. Returns how many. Changes nothing but scratch. */
+uint32_t oram_ring_buckets(const oram_ring *p, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint32_t *draws,
+                           uint32_t *path, uint64_t *number, uint8_t *scratch);
+
+/* Where windowed: open their metadata into the rows, from the top. in_place: of the whole region. */
+int oram_ring_load(oram_ring *p, const oram_keys *keys, uint32_t m, const uint8_t *sealed, const uint8_t *present, int in_place, uint8_t *scratch);
+
+/* Step 2: which slots. online: (m, L + 1 - T) slot that each request reads at each level, -1 for none. rewritten: (most) buckets to be
+ * written anew, in ascending order. fetched: (most, Z) their slots to be read. Returns how many buckets, or an error. Changes nothing but scratch. */
+int64_t oram_ring_plan(const oram_ring *p, uint32_t m, const uint32_t *addrs, const uint8_t *seed, const uint32_t *path,
+                       int64_t *online, uint64_t *rewritten, uint64_t *fetched, uint8_t *scratch);
+
+/* Step 3: open, serve, evict, reshuffle, seal. sealed: the online slots in order without the -1, then the fetched ones; or, with in_place,
+ * the whole region; present: likewise. folded: NULL, or (m, B + ORAM_TAG) XOR of each request's online slots, which are then not in `sealed`.
+ * plain: (rewritten * Z, B) scratch. written: (rewritten * (Z + S), B + ORAM_TAG), not used with in_place. meta, meta_present: NULL, or
+ * the region of the metadata, which is then stored in place as well. new_addr, new_slot: (rewritten, Z) the blocks of each rewritten bucket. out, where,
+ * pool, after as for Path; new_addr, new_slot, where, pool and after may all be NULL. */
+int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint32_t *draws,
+                     const uint32_t *path, const int64_t *online, uint32_t count, const uint64_t *fetched, uint8_t *sealed,
+                     uint8_t *present, int in_place, const uint8_t *folded, const uint8_t *data, uint8_t *out, uint8_t *plain,
+                     uint8_t *written, uint8_t *meta, uint8_t *meta_present, uint32_t *new_addr, uint16_t *new_slot, uint8_t *where,
+                     uint32_t *pool, uint8_t *after, uint8_t *scratch);
+
+/* Where windowed: seal the metadata of the batch's buckets, as one to one as they were read. */
+int oram_ring_store(oram_ring *p, oram_keys *keys, uint32_t m, uint8_t *sealed, uint8_t *present, int in_place, uint8_t *scratch);
+
+/* Open n slots of len bytes in clear under the references given (0: zeros). */
+int oram_open_slots(const oram_keys *keys, uint32_t n, size_t len, const uint64_t *slots, const uint64_t *refs, const uint8_t *sealed,
+                    const uint8_t *present, uint8_t *plain);
+
+/* Seal n slots under the next nonces: source (n) row of `rows` (.., len), -1 for zeros. */
+int oram_seal_slots(oram_keys *keys, uint32_t n, size_t len, const uint64_t *slots, const int64_t *source, const uint8_t *rows, uint8_t *sealed);
 
 /* Linear ORAM: every slot, every time. pages slots of g blocks; base: reference of slot 0 (slot i was sealed under
  * base + i), 0 where never written. out and data as above. */

@@ -1,12 +1,9 @@
 /* Path ORAM (Stefanov et al. 2013, figure 1) on the union of the paths of a batch. Metadata is planned first; each
  * block's bytes then move once. Function by function the same as oram/kernels/reference.py. */
+#include "batch.h"
 #include "bytes.h"
 #include "oram.h"
 #include "pool.h"
-
-#define REF(generation, counter) (((uint64_t)(generation) << ORAM_COUNTER_BITS) | (counter))
-#define REF_GENERATION(ref) ((uint32_t)((ref) >> ORAM_COUNTER_BITS))
-#define REF_COUNTER(ref) ((ref) & (((uint64_t)1 << ORAM_COUNTER_BITS) - 1))
 
 static uint32_t buckets(const oram_path *p) { return (1u << p->h) - 1; }
 static uint32_t height(const oram_path *p, uint32_t layer) { return layer == 0 ? p->h0 : p->h; }
@@ -40,8 +37,8 @@ typedef struct {
 static size_t layout(const oram_path *p, uint32_t m, uint8_t *base, scratch *s) {
     const size_t pages = (size_t)m * p->layers, nodes = pages * buckets(p), slots = nodes * p->Z;
     const size_t entries = slots + (size_t)p->pool.cap + m;
-    size_t table = 2, at = 0;
-    while (table < 2 * (size_t)m) table *= 2;
+    const size_t table = table_size(m);
+    size_t at = 0;
     s->mask = (uint32_t)(table - 1);
 #define TAKE(field, type, count)                                  \
     do {                                                          \
@@ -78,48 +75,17 @@ size_t oram_path_scratch(const oram_path *p, uint32_t m) {
     return layout(p, m, NULL, &s);
 }
 
-/* Shell sort: short, in place, no allocation (libc's qsort may). */
-static void sort(uint32_t *a, uint32_t n) {
-    static const uint32_t gaps[] = {3735498, 1660221, 737876, 327945, 145753, 64779, 28791, 12796, 5687, 2528, 1123, 499, 222, 98, 43, 19, 8, 3, 1};
-    for (size_t g = 0; g < sizeof gaps / sizeof *gaps; g++)
-        for (uint32_t i = gaps[g]; i < n; i++) {
-            uint32_t x = a[i], j = i;
-            for (; j >= gaps[g] && a[j - gaps[g]] > x; j -= gaps[g]) a[j] = a[j - gaps[g]];
-            a[j] = x;
-        }
-}
-
-/* Position in the table of `addr`, or of the free cell where it belongs. */
-static uint32_t cell(const scratch *s, const uint32_t *addrs, uint32_t addr) {
-    uint32_t i = (uint32_t)(((uint64_t)(addr * 2654435761u) * ((uint64_t)s->mask + 1)) >> 32); /* the high bits: they depend on all of addr */
-    while (s->table[i] >= 0 && addrs[s->table[i]] != addr) i = (i + 1) & s->mask;
-    return i;
-}
-
 uint32_t oram_path_plan(const oram_path *p, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint32_t *draws,
                         uint32_t *path, uint64_t *slots, uint8_t *base) {
     const uint32_t leaf_mask = (uint32_t)(((uint64_t)1 << p->L) - 1);
-    uint32_t pages = 0, unique = 0;
+    uint32_t pages = 0;
     uint64_t offset = 0;
     scratch s;
     layout(p, m, base, &s);
 
-    memset(s.table, 0xff, ((size_t)s.mask + 1) * sizeof *s.table);
-    for (uint32_t r = 0; r < m; r++) {
-        path[r] = draws[r] & leaf_mask; /* of a dummy or a duplicate: fresh and uniform */
-        s.first[r] = -1;
-        if (ops[r] == ORAM_DUMMY) continue;
-        uint32_t c = cell(&s, addrs, addrs[r]);
-        if (s.table[c] < 0) {
-            s.table[c] = (int32_t)r;
-            path[r] = p->position[addrs[r]];
-        }
-        s.first[r] = s.table[c];
-    }
+    first_requests(m, ops, addrs, draws, p->position, leaf_mask, path, s.first, s.table, s.mask);
     memcpy(s.sorted, path, m * sizeof *path);
-    sort(s.sorted, m);
-    for (uint32_t r = 0; r < m; r++)
-        if (r == 0 || s.sorted[r] != s.sorted[unique - 1]) s.sorted[unique++] = s.sorted[r];
+    const uint32_t unique = sort_unique(s.sorted, m);
 
     for (uint32_t j = 0; j < p->layers; j++) {
         const uint32_t level = root_level(p, j), above = j == 0 ? 0 : height(p, j - 1);
@@ -149,16 +115,9 @@ static void empty_page(const oram_path *p, uint8_t *plain) {
 
 /* Opens one page under `ref`. A generation without context is reported as such. */
 static int open_page(const oram_path *p, const oram_keys *keys, uint64_t slot, uint64_t ref, const uint8_t *sealed, int present, uint8_t *plain) {
-    const uint32_t generation = REF_GENERATION(ref);
-    if (ref == 0) {
-        empty_page(p, plain);
-        return ORAM_OK;
-    }
-    const int known = generation != 0 && generation <= INT32_MAX; /* no other was ever sealed under */
-    if (known && (generation >= keys->count || keys->contexts[generation] == NULL)) return (int)generation;
-    if (known && present && keys->cipher->open(keys->contexts[generation], REF_COUNTER(ref), slot, sealed, p->plain, plain) == ORAM_OK) return ORAM_OK;
-    empty_page(p, plain);
-    return ORAM_TAMPERED;
+    const int rc = ref == 0 ? ORAM_OK : open_ref(keys, slot, ref, sealed, present, p->plain, plain);
+    if (ref == 0 || rc == ORAM_TAMPERED) empty_page(p, plain);
+    return rc;
 }
 
 int oram_path_open(const oram_path *p, const oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *refs,
@@ -272,7 +231,7 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
             for (uint32_t z = 0; z < nb * Z; z++) {
                 const uint32_t addr = ld32(meta + (size_t)z * 8);
                 if (addr == ORAM_EMPTY) continue;
-                const int32_t k = entries++, r = s.table[cell(&s, addrs, addr)];
+                const int32_t k = entries++, r = s.table[table_cell(s.table, s.mask, addrs, addr)];
                 s.addr[k] = addr;
                 s.leaf[k] = ld32(meta + (size_t)z * 8 + 4) & leaf_mask;
                 s.source[k] = blocks + z * B;
@@ -286,7 +245,7 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
         }
     for (uint32_t i = 0; i < s.start[1]; i++)
         for (int32_t q = p->pool.head[slots[i]]; q >= 0; q = p->pool.next[q]) {
-            const int32_t k = entries++, r = s.table[cell(&s, addrs, p->pool.addr[q])];
+            const int32_t k = entries++, r = s.table[table_cell(s.table, s.mask, addrs, p->pool.addr[q])];
             s.addr[k] = p->pool.addr[q];
             s.leaf[k] = p->pool.leaf[q];
             s.source[k] = p->pool.data + (size_t)q * B;

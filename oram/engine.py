@@ -148,7 +148,7 @@ class Engine:
             self.journal.mark(dirty=True)
             self.journal.file.sync()
             self._marked = True
-        before, begun = self._keys.counter, False
+        before, begun = self.scheme.turn, False
         try:
             if self._buffer is not None:
                 self.scheme.access_in_place(requests, self._buffer)
@@ -159,7 +159,7 @@ class Engine:
         except KeyboardInterrupt:
             if self._buffer is None or not self._keys.whole or begun:
                 self._trouble = StoreClosedError
-            elif self._keys.counter != before:  # the one call was made, and must not be half an access
+            elif self.scheme.turn != before:  # the one call was made, and must not be half an access
                 self._trouble = StoreClosedError
                 self._note(note)
                 self._trouble = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ["csrc/cipher.c", "csrc/index.c", "csrc/linear.c", "csrc/path.c"]
+SOURCES = ["csrc/cipher.c", "csrc/coins.c", "csrc/index.c", "csrc/linear.c", "csrc/path.c", "csrc/ring.c"]
 
 
 def declarations(header: str) -> str:
@@ -30,7 +30,7 @@ ffi.set_source(
     '#include "oram.h"',
     sources=SOURCES,
     include_dirs=["csrc"],
-    depends=["csrc/oram.h", "csrc/bytes.h", "csrc/pool.h"],
+    depends=["csrc/oram.h", "csrc/bytes.h", "csrc/pool.h", "csrc/batch.h", "csrc/coins.h"],
     libraries=["crypto"],
     extra_compile_args=["-O3", "-std=c11", "-fvisibility=hidden", *os.environ.get("ORAM_CFLAGS", "").split()],
     extra_link_args=os.environ.get("ORAM_LDFLAGS", "").split(),

@@ -82,6 +82,11 @@ class Scheme(Protocol):
         ...
 
     @property
+    def turn(self) -> int:
+        """A number that is another one after each access."""
+        ...
+
+    @property
     def stash_size(self) -> int:
         """Blocks of client memory beyond the public part. Secret."""
         ...

@@ -91,3 +91,8 @@ class LinearORAM:
         content = np.zeros((g.slots * g.g, g.B), np.uint8)
         content[addresses] = blocks
         yield SlotWrite(self.region, self._all, self._kernel.build_pages(content))
+
+    @property
+    def turn(self) -> int:
+        """A number that is another one after each access."""
+        return int(self._base[0])

@@ -232,6 +232,11 @@ class PathORAM:
     # --- the stash
 
     @property
+    def turn(self) -> int:
+        """A number that is another one after each access."""
+        return self._keys.current << COUNTER_BITS | self._keys.counter
+
+    @property
     def stash_size(self) -> int:
         """What would overflow the cached levels: with T=0 the paper's stash exactly, else never more than it. Secret. Cost: O(pool), no access."""
         g = self.geometry

@@ -355,6 +355,11 @@ class RingORAM:
     # --- the stash
 
     @property
+    def turn(self) -> int:
+        """A number that is another one after each access."""
+        return int(self._kernel.state.clock[0])
+
+    @property
     def stash_size(self) -> int:
         """What would overflow the cached levels: with T=0 the paper's stash exactly, else never more than it. Secret. Cost: O(pool), no access."""
         g = self.geometry

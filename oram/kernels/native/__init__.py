@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from oram.kernels.base import Keys, PathState
+from oram.kernels.base import Keys, PathState, RingState
 from oram.kernels.native.cipher import NativeKeys, floor
 from oram.kernels.native.linearoram import NativeLinear
 from oram.kernels.native.pathoram import NativePath
+from oram.kernels.native.ringoram import NativeRing
 from oram.kernels.native.tagindex import NativeIndex
-from oram.params import LinearGeometry, PathGeometry
+from oram.params import LinearGeometry, PathGeometry, RingGeometry
 from oram.types import U8, U64
 
-__all__ = ["floor", "index", "keys", "linear", "name", "path"]
+__all__ = ["floor", "index", "keys", "linear", "name", "path", "ring"]
 
 name = "native"
 
@@ -25,6 +26,11 @@ def keys(cipher: str, key_of: Callable[[int], bytes]) -> Keys:
 def path(geometry: PathGeometry, state: PathState, keys: Keys) -> NativePath:
     """Path kernel over this state."""
     return NativePath(geometry, state, keys)
+
+
+def ring(geometry: RingGeometry, state: RingState, keys: Keys) -> NativeRing:
+    """Ring kernel over this state."""
+    return NativeRing(geometry, state, keys)
 
 
 def linear(geometry: LinearGeometry, base: U64, keys: Keys) -> NativeLinear:
