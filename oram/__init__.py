@@ -13,7 +13,7 @@ from __future__ import annotations
 from oram import backends, errors
 from oram.errors import OramError
 from oram.keys import generate_key
-from oram.params import LinearParams, PathParams
+from oram.params import LinearParams, PathParams, RingParams
 from oram.store import Blocks, ObliviousStore, Stats, create, info, open, restore
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __all__ = [
     "ObliviousStore",
     "OramError",
     "PathParams",
+    "RingParams",
     "Stats",
     "backends",
     "create",

@@ -14,7 +14,7 @@ import typer
 
 import oram
 from oram import cli, record
-from oram.cli import credentials, exits, formats, places
+from oram.cli import credentials, exits, formats, places, schemes
 from oram.cli.exits import InputError
 from oram.cli.progress import Meter, meter
 from oram.errors import CapacityError, OramError, StoreExistsError, StoreLockedError
@@ -158,7 +158,32 @@ def create(
     block_size: Annotated[str, typer.Option(metavar="BYTES", help="Of a block, as in 4096 or 4KiB.")] = "4KiB",
     blocks_per_value: Annotated[int, typer.Option(min=1, help="Blocks that each record takes.")] = 1,
     scheme: Annotated[
-        str | None, typer.Option(help="path or linear.", show_default="the cheaper one, as measured")
+        str | None,
+        typer.Option(help="path, ring or linear.", show_default="path or linear, the cheaper one as measured"),
+    ] = None,
+    blocks: Annotated[
+        int | None,
+        typer.Option(
+            "-Z", metavar="Z", help="Path, Ring: blocks of a bucket.", show_default="Path 4, Ring the cheapest"
+        ),
+    ] = None,
+    eviction: Annotated[
+        int | None,
+        typer.Option("-A", metavar="A", help="Ring: accesses an eviction.", show_default="the most that are proved"),
+    ] = None,
+    dummies: Annotated[
+        int | None,
+        typer.Option("-S", metavar="S", help="Ring: dummies of a bucket.", show_default="what moves the fewest bytes"),
+    ] = None,
+    metadata: Annotated[
+        str | None,
+        typer.Option(help="Ring: where buckets' metadata is, client or server.", show_default="client"),
+    ] = None,
+    xor: Annotated[
+        bool | None,
+        typer.Option(
+            "--xor/--no-xor", help="Ring: fetch the XOR of a path's slots.", show_default="where the backend can"
+        ),
     ] = None,
     cipher: Annotated[str, typer.Option(help="aes-256-gcm or aegis-256.")] = "aes-256-gcm",
     tree_top: Annotated[
@@ -183,6 +208,7 @@ def create(
     """
     place = places.url(url)
     block, top = formats.size(block_size, "--block-size"), formats.size(tree_top, "--tree-top")
+    chosen = schemes.choose(scheme, Z=blocks, A=eviction, S=dummies, metadata=metadata, xor=xor)
     places.refuse_existing(place, state)
     records = None
     if items is not None:
@@ -197,7 +223,7 @@ def create(
     with _making(place, state, new.written), meter("making the store"):
         oram.create(
             place, key=new.credential.key, passphrase=new.credential.passphrase, capacity=capacity, block_size=block,
-            blocks_per_value=blocks_per_value, scheme=scheme, cipher=cipher, tree_top=top, durability=durability,
+            blocks_per_value=blocks_per_value, scheme=chosen, cipher=cipher, tree_top=top, durability=durability,
             state=state, items=records,
         ).close()  # fmt: skip
     _announce_key(new.written)
@@ -570,7 +596,8 @@ def demo(
         "oram-demo.html"
     ),
     directory: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="Keep both stores there.", show_default="temporary")
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="Keep the stores on disk there.", show_default="temporary"),
     ] = None,
     accesses: Annotated[int | None, typer.Option(min=100, max=100_000, help="How many.", show_default="2000")] = None,
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 1,
@@ -580,8 +607,8 @@ def demo(
 ) -> None:
     """Show what the server sees, and make a web page of it.
 
-    The names of all Unicode characters are loaded into an encrypted and into an oblivious store, and the same skewed
-    workload runs against both.
+    The names of all Unicode characters are loaded into an encrypted store and into two oblivious ones, Path and Ring, and the
+    same skewed workload runs against each.
     """
     from oram.cli.demo import run as run_demo
 

@@ -21,7 +21,7 @@ from oram.assembly import Shape
 from oram.backends import Slots
 from oram.cli.exits import one_line
 from oram.errors import CipherUnavailableError, IntegrityError, ParameterError
-from oram.params import LinearGeometry, PathGeometry
+from oram.params import LinearGeometry, PathGeometry, RingGeometry
 from oram.record import OVERHEAD
 
 __all__ = ["describe", "examine", "report", "rows"]
@@ -65,7 +65,27 @@ def _describe(public: dict[str, Any]) -> dict[str, Any]:
             "levels_a_page": g.h,
             "pages_a_path": g.layers,
         }
+    if isinstance(g, RingGeometry):
+        return found | _ring(g)
     return found | {"pages": g.slots, "page_bytes": g.slot_size, "server_bytes": g.slots * g.slot_size}
+
+
+def _ring(g: RingGeometry) -> dict[str, Any]:
+    """What there is to say of a Ring tree: slots of one block each, in place of pages."""
+    metadata = g.buckets * g.meta_size if g.metadata == "server" else 0
+    return {
+        "levels": g.L + 1,
+        "cached_levels": g.T,
+        "blocks_a_bucket": g.Z,
+        "dummies_a_bucket": g.S,
+        "accesses_an_eviction": g.A,
+        "metadata": g.metadata,
+        "xor": {None: "where the backend can", True: "always", False: "never"}[g.xor],
+        "slots_an_access": g.levels,
+        "slots": g.slots,
+        "slot_bytes": g.slot_size,
+        "server_bytes": g.slots * g.slot_size + metadata,
+    }
 
 
 def rows(found: dict[str, Any]) -> str:

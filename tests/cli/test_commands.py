@@ -198,6 +198,31 @@ def test_create_passes_everything_on(oram: Oram, key_file: Path) -> None:
     assert oram("get", "s", "k", "--key-file", key_file).code == 3
 
 
+def test_create_passes_the_parameters_of_ring_on(oram: Oram, key_file: Path) -> None:
+    done = oram(
+        "create", "s", "--capacity", 500, "--block-size", 256, "--scheme", "ring", "-Z", 8, "-A", 6, "-S", 12,
+        "--metadata", "server", "--no-xor", "--tree-top", 0, "--durability", "process", "--key-file", key_file,
+    )  # fmt: skip
+    assert done.code == 0
+    found = json.loads(oram("info", "s", "--json").text)
+    assert (found["blocks_a_bucket"], found["accesses_an_eviction"], found["dummies_a_bucket"]) == (8, 6, 12)
+    assert (found["scheme"], found["metadata"], found["xor"], found["cached_levels"]) == ("ring", "server", "never", 0)
+    assert found["slots"] == (2 ** found["levels"] - 1) * 20
+    assert found["server_bytes"] > found["slots"] * found["slot_bytes"] == found["slots"] * (256 + 16)
+    assert "accesses an eviction 6" in oram("info", "s").text
+    assert oram("put", "s", "k", "v", "--key-file", key_file).code == 0
+    assert oram("get", "s", "k", "--key-file", key_file).out == b"v"
+    assert json.loads(oram("verify", "s", "--json", "--key-file", key_file).text)["records"] == 1
+    assert oram("backup", "s", "b", "--key-file", key_file).code == 0
+    assert oram("restore", "b", "t", "--key-file", key_file).text == "restored 1 record\n"
+    assert json.loads(oram("info", "t", "--json").text)["scheme"] == "ring"
+
+
+def test_create_passes_Z_on_to_path(oram: Oram, key_file: Path) -> None:
+    assert oram("create", "s", "--capacity", 50, "--scheme", "path", "-Z", 5, "--key-file", key_file).code == 0
+    assert json.loads(oram("info", "s", "--json").text)["slots_a_bucket"] == 5
+
+
 @pytest.mark.parametrize("scheme", ["path", "linear"])
 def test_verify_counts_records(oram: Oram, key_file: Path, scheme: str) -> None:
     key = ("--key-file", key_file)

@@ -59,6 +59,28 @@ def test_existing_store(oram: Oram, store: Path) -> None:
     assert (done.code, done.err) == (3, "oram: there is a store at this place already\n")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scheme", "path", "-S", 3], "-S: only with --scheme ring"),
+        (["--scheme", "path", "-Z", 4, "--xor"], "--xor: only with --scheme ring"),
+        (["--scheme", "linear", "-Z", 4], "-Z: only with --scheme path or --scheme ring"),
+        (["-Z", 4], "-Z: only with --scheme path or --scheme ring"),
+        (["-A", 3, "--metadata", "client"], "-A, --metadata: only with --scheme ring"),
+        (["--scheme", "ring", "-A", 3], "A and S need Z"),
+        (["--scheme", "ring", "-Z", 2], "Z must be an integer from 3 to 128: below 3 no stash is bounded"),
+        (["--scheme", "ring", "-Z", 4, "-A", 4], "with Z=4 the stash is bounded for A of at most 3"),
+        (["--scheme", "ring", "--metadata", "both"], 'metadata must be "client" or "server"'),
+        (["--scheme", "ring", "--xor"], "this backend cannot XOR slots: give xor=None or False"),
+        (["--scheme", "square", "-Z", 4], "scheme must be one of path, ring, linear"),
+    ],
+)
+def test_parameters_of_schemes(oram: Oram, key_file: Path, tmp_path: Path, options: list[object], message: str) -> None:
+    done = oram("create", "s", "--capacity", 50, "--key-file", key_file, *options)
+    assert (done.code, done.err) == (2, f"oram: {message}\n")
+    assert not (tmp_path / "s").exists()
+
+
 def test_changed_slots(oram: Oram, store: Path) -> None:
     for i in range(5):
         oram("put", store, f"k{i}", "v")
