@@ -1,4 +1,4 @@
-"""``oram demo``: the same workload on an encrypted and on an oblivious store, and what the server saw of it."""
+"""``oram demo``: the same workload on an encrypted store and on two oblivious ones, and what the server saw of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from rich.console import Console
 from rich.panel import Panel
@@ -18,16 +18,16 @@ from rich.text import Text
 
 import oram
 from oram.assembly import Shape
-from oram.backends import LMDBBackend
+from oram.backends import Capability, LMDBBackend, MemoryBackend
 from oram.cli import encrypted, picture, workload
-from oram.cli.comparison import RUNS, Comparison, Side, cost_rows, p_text, verdict
+from oram.cli.comparison import RUNS, Comparison, Ring, Side, cost_rows, move_rows, p_text, verdict
 from oram.cli.credentials import write_key
 from oram.cli.exits import InputError
 from oram.cli.progress import Meter, meter
-from oram.cli.view import BINS, Cost, View
+from oram.cli.view import BINS, Cost, Moved, View
 from oram.engine import Durability
 from oram.errors import StoreExistsError
-from oram.params import PathGeometry
+from oram.params import PathGeometry, RingGeometry
 from oram.trace import TraceBackend
 
 __all__ = ["FAST", "FULL", "Setting", "compare", "run", "show"]
@@ -61,8 +61,14 @@ class Store(Protocol):
         ...
 
 
+class FarBackend(MemoryBackend):
+    """Memory that plays a server far away, of which the client sees no more than the answers."""
+
+    capabilities: ClassVar[Capability] = Capability.ATOMIC | Capability.XOR | Capability.REMOTE
+
+
 def run(*, output: Path, directory: Path | None, accesses: int | None, seed: int, fast: bool) -> None:
-    """Load both stores, run the workload, print the comparison and write it as a web page."""
+    """Load the stores, run the workload, print the comparison and write it as a web page."""
     setting = FAST if fast else FULL
     if seed < 0:
         raise InputError("--seed is a number of 0 or more")
@@ -81,11 +87,12 @@ def run(*, output: Path, directory: Path | None, accesses: int | None, seed: int
     console.print(f"\nThe same as a web page: {output}", highlight=False, soft_wrap=True)
     if directory is not None:
         console.print(
-            f"The oblivious store is {directory / 'oblivious'}; its key is in {directory / 'key'}.", soft_wrap=True
+            f"The oblivious store, Path, is {directory / 'oblivious'}; its key is in {directory / 'key'}.",
+            soft_wrap=True,
         )
 
 
-# --- the two stores
+# --- the stores
 
 
 def compare(home: Path, setting: Setting, accesses: int, seed: int, *, keep: bool = False) -> Comparison:
@@ -102,9 +109,11 @@ def compare(home: Path, setting: Setting, accesses: int, seed: int, *, keep: boo
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = (write_key(home / "key").key if keep else None) or oram.generate_key()
         oblivious, geometry = _run_oblivious(home / "oblivious", key, records, asked, setting, bar)
+        with tempfile.TemporaryDirectory(prefix="oram-demo-") as client:
+            ring = _run_ring(Path(client), records, asked, setting, bar)
     return Comparison(
         len(records), unicodedata.unidata_version, accesses, sum(request.value is not None for request in asked), seed,
-        geometry, setting.tree_top, BLOCK, tuple(name.decode() for name, _ in records), plain, oblivious,
+        geometry, setting.tree_top, BLOCK, tuple(name.decode() for name, _ in records), plain, oblivious, ring,
     )  # fmt: skip
 
 
@@ -118,7 +127,7 @@ def _run_encrypted(
         store.load(records)
         backend.sync()
     loaded = time.perf_counter() - start
-    costs, seen = {}, None
+    costs, seen, moved = {}, None, None
     for durability in RUNS:
         bar.stage(f"encrypted store: accesses, {durability}", len(asked))
         with LMDBBackend(path, sync=durability is Durability.SYNC, create=False) as backend:
@@ -126,8 +135,10 @@ def _run_encrypted(
             store.backend = trace
             costs[str(durability)] = Cost.of(trace, _drive(store, asked, bar))
             seen = seen or View.of_records(trace.events, encrypted.REGION, len(records))
+            moved = moved or Moved.of_slots(trace, len(asked), encrypted.REGION, ("read", "write"))
     assert seen is not None
-    return Side("Encrypted store", "slot", seen, costs, loaded)
+    assert moved is not None
+    return Side("Encrypted store", "slot", seen, costs, loaded, moved)
 
 
 def _run_oblivious(
@@ -151,7 +162,7 @@ def _run_oblivious(
     loaded = time.perf_counter() - start
     assert isinstance(geometry, PathGeometry)
     first = geometry.offsets[-2]
-    costs, seen = {}, None
+    costs, seen, moved = {}, None, None
     for durability in RUNS:
         bar.stage(f"oblivious store: accesses, {durability}", len(asked))
         with LMDBBackend(path, sync=durability is Durability.SYNC, create=False) as backend:
@@ -161,8 +172,51 @@ def _run_oblivious(
                 costs[str(durability)] = Cost.of(trace, _drive(store, asked, bar))
                 region = next(event.region for event in trace.events if event.op == "read")
                 seen = seen or View.of_paths(trace.events, region, first, geometry.slots - first)
+                moved = moved or Moved.of_slots(trace, len(asked), region)
     assert seen is not None
-    return Side("Oblivious store", "page", seen, costs, loaded), geometry
+    assert moved is not None
+    return Side("Oblivious store: Path", "page", seen, costs, loaded, moved), geometry
+
+
+def _run_ring(
+    client: Path,
+    records: Sequence[tuple[bytes, bytes]],
+    asked: Sequence[workload.Request],
+    setting: Setting,
+    bar: Meter,
+) -> Ring:
+    """Ring where it is meant to be: slots far away, client state on this disk. One handle, so that the trace has all since the load."""
+    bar.stage("oblivious store, Ring: bulk load", len(records))
+    start = time.perf_counter()
+    with FarBackend() as backend:
+        trace = TraceBackend(backend)
+        store = oram.create(
+            trace, key=oram.generate_key(), capacity=len(records), block_size=BLOCK, scheme="ring", tree_top=setting.tree_top,
+            durability="process", state=client, items=records, progress=bar.at,
+        )  # fmt: skip
+        with store:
+            loaded = time.perf_counter() - start
+            g = Shape.of(store.info()).geometry
+            assert isinstance(g, RingGeometry)
+            bar.stage("oblivious store, Ring: accesses", len(asked))
+            trace.clear()
+            cost = Cost.of(trace, _drive(store, asked, bar))
+            region = next(event.region for event in trace.events if event.op == "xor")
+            first = g.slots - (g.n << g.L)
+            seen = View.of_buckets(trace.events, region, first, g.n << g.L)
+            choice = View.of_choices(trace.events, region, g.n, seed=1)
+            moved, apart = (Moved.of_xor(trace, region, folded=folded) for folded in (True, False))
+    return Ring(
+        "Oblivious store: Ring",
+        "slot",
+        seen,
+        {"process": cost},
+        loaded,
+        moved,
+        geometry=g,
+        choice=choice,
+        one_by_one=apart,
+    )
 
 
 def _drive(store: Store, asked: Sequence[workload.Request], bar: Meter) -> list[float]:
@@ -196,16 +250,21 @@ def show(console: Console, found: Comparison) -> None:
         f"of the tree; the client keeps the {g.T} levels above in {found.tree_top >> 10:,} KiB of memory.",
         highlight=False,
     )
+    r = found.ring.geometry
+    console.print(
+        f"The Ring store is in memory that plays a remote server, levels {r.T} to {r.L} of its tree, with {r.Z} blocks and {r.S} dummies or more "
+        f"in each bucket.",
+        highlight=False,
+    )
     bars = BINS if console.width >= 2 * (BINS + 5) else BINS // 2
-    sides = (found.encrypted, found.oblivious)
+    sides = (found.encrypted, found.oblivious, found.ring)
     scale = max(int(side.view.bins(bars).max()) for side in sides)
     panels = [_panel(side, bars, scale, found.names if side is found.encrypted else None) for side in sides]
+    panels.append(_moves(found, bars))
     grid = Table.grid(padding=(0, 1))
-    if console.width >= 2 * (bars + 5):
-        grid.add_row(*panels)
-    else:
-        for panel in panels:
-            grid.add_row(panel)
+    across = 2 if console.width >= 2 * (bars + 5) else 1
+    for first in range(0, len(panels), across):
+        grid.add_row(*panels[first : first + across])
     console.print(grid)
     console.print(_costs(found))
     for sentence in verdict(found):
@@ -232,6 +291,28 @@ def _panel(side: Side, bars: int, scale: int, names: Sequence[str] | None) -> Pa
         text.append(f"{slot:8} {count:5}{name}"[:bars] + "\n")
     text.rstrip()
     return Panel(text, title=side.title, width=bars + 4)
+
+
+def _moves(found: Comparison, bars: int) -> Panel:
+    """What an access moves, and which slot of a bucket Ring asks for."""
+    choice = found.ring.choice
+    text = Text()
+    text.append("which of a bucket's unread slots\n", "dim")
+    text.append(f"p(uniform)      {p_text(choice.p_value)}\n")
+    text.append(f"                {'looks uniform' if choice.uniform else 'not uniform'}\n\n")
+    text.append("an access moves, in bytes\n", "dim")
+    for name, trips, slots, online, moved, largest in move_rows(found):
+        text.append(f"{name}\n", "bold")
+        rows = (
+            (f"for an answer: {slots}", online),
+            ("in all", moved),
+            ("largest trip", largest),
+            ("round trips", trips),
+        )
+        for label, value in rows:
+            text.append(f"  {label}".ljust(bars - len(value)) + value + "\n")
+    text.rstrip()
+    return Panel(text, title="What moves", width=bars + 4)
 
 
 def _chart(heights: Sequence[int], scale: int) -> Iterator[str]:

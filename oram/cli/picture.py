@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from oram.cli.comparison import Comparison, Side, cost_rows, p_text, verdict
+from oram.cli.comparison import Comparison, Side, cost_rows, move_rows, p_text, verdict
 from oram.cli.view import ALPHA, BINS, View
 from oram.cli.workload import THETA
 
@@ -58,40 +58,44 @@ _LEFT, _RIGHT, _TOP = 58, 512, 10
 
 def page(found: Comparison) -> str:
     """The whole page."""
-    g = found.geometry
-    highest = max(int(side.view.bins().max()) for side in (found.encrypted, found.oblivious))
+    g, r = found.geometry, found.ring.geometry
+    highest = max(int(side.view.bins().max()) for side in (found.encrypted, found.oblivious, found.ring))
     lead = (
-        f"The same {found.accesses:,} requests ({found.puts:,} puts, the rest gets) went to two stores of {found.records:,} records: the named "
+        f"The same {found.accesses:,} requests ({found.puts:,} puts, the rest gets) went to three stores of {found.records:,} records: the named "
         f"characters of Unicode {found.unicode} and their properties. A few records are asked for often and most never (zipf, theta {THETA}, seed "
-        f"{found.seed}). Both stores encrypt everything; below is all that is left for the server to see."
+        f"{found.seed}). All of them encrypt everything; below is all that is left for the server to see."
     )
-    first, second = verdict(found)
+    sentences = "\n".join(f'<p class="say">{escape(sentence)}</p>' for sentence in verdict(found))
     body = f"""<main>
 <h1>What the server sees</h1>
 <p class="lead">{escape(lead)}</p>
 <div class="pair">
 {_card(found, found.encrypted, highest)}
 {_card(found, found.oblivious, highest)}
+{_card(found, found.ring, highest)}
+{_moves(found)}
 </div>
 <section class="card">
 <h2>The same, without the order</h2>
 <p class="lead">How often each slot was touched, the most touched slot first. Both axes are logarithmic and shared.</p>
 {_ranks(found)}
-<div class="legend">{_key("--plain", "encrypted store, by slot")}{_key("--flat", "oblivious store, by page of the bottom layer")}</div>
+<div class="legend">{_key("--plain", "encrypted store, by slot")}{_key("--flat", "oblivious store, Path, by page of the bottom layer")}</div>
 </section>
 <div class="pair" style="grid-template-columns: 1fr"><section class="card">
 <h2>What an access costs</h2>
 <div class="wide">{_costs(found)}</div>
 <p class="lead">sync survives power loss, process a killed process. Times are those of the client on this machine, with tracing on for both. Bytes are
-those of slots; the journal is client state beside them. Loading took {found.encrypted.load_seconds:.1f} s and {found.oblivious.load_seconds:.1f} s.</p>
+those of slots; the journal is client state beside them. Loading took {found.encrypted.load_seconds:.1f} s and {found.oblivious.load_seconds:.1f} s. The Ring
+store is in memory that plays a remote server, so its times say nothing beside these.</p>
 </section></div>
-<p class="say">{escape(first)}</p>
-<p class="say">{escape(second)}</p>
-<footer>Blocks of {found.block} bytes. The oblivious store is Path ORAM with a tree of {g.L + 1} levels; the client keeps the top {g.T} in
+{sentences}
+<footer>Blocks of {found.block} bytes. The first oblivious store is Path ORAM with a tree of {g.L + 1} levels; the client keeps the top {g.T} in
 {found.tree_top >> 10:,} KiB of memory and the server holds levels {g.T} to {g.L} in {g.slots:,} pages, of which an access reads and writes {g.layers}. Each
 access is shown by its page of the bottom layer, from which the pages above it follow. What the server saw was recorded between the client and its
-backend, in the run with durability sync. The test of uniformity is chi-square over {BINS} bins, its p-value by Wilson and Hilferty's
-approximation; below {ALPHA:g} a run is called not uniform.</footer>
+backend, in the run with durability sync. The second is Ring ORAM with Z={r.Z}, A={r.A}, S={r.S} and a tree of {r.L + 1} levels, of which the client keeps
+{r.T}; its client state is on disk. Each access is shown by the slot that it reads at the lowest level. Its server is memory that
+plays one far away: it XORs slots, and what an access writes travels with the next one's read. The test of uniformity is chi-square over
+{BINS} bins, its p-value by Wilson and Hilferty's approximation; below {ALPHA:g} a run is called not uniform, which befalls each uniform one once in {1 / ALPHA:,.0f} times.</footer>
 </main>"""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -105,17 +109,15 @@ def _key(colour: str, text: str) -> str:
 
 def _card(found: Comparison, side: Side, highest: int) -> str:
     view, plain = side.view, side is found.encrypted
-    what = (
-        "One slot a record, sealed with AES-256-GCM. The server cannot read a record, but it sees which one."
-        if plain
-        else "Path ORAM: each access reads one random path of pages, and writes it back sealed anew."
-    )
-    where = "slot" if plain else "page of the bottom layer"
-    legend = (
-        _key("--plain", "seen to be read") + _key("--put", "seen to be written")
-        if plain
-        else _key("--flat", "read and written back, each time")
-    )
+    if plain:
+        what = "One slot a record, sealed with AES-256-GCM. The server cannot read a record, but it sees which one."
+        where, legend = "slot", _key("--plain", "seen to be read") + _key("--put", "seen to be written")
+    elif side is found.oblivious:
+        what = "Path ORAM: each access reads one random path of pages, and writes it back sealed anew."
+        where, legend = "page of the bottom layer", _key("--flat", "read and written back, each time")
+    else:
+        what = "Ring ORAM: each access reads one slot of each bucket on a random path; a path is written anew now and then."
+        where, legend = "slot of the lowest level", _key("--flat", "read, each time")
     return f"""<section class="card {"plain" if plain else "flat"}">
 <h2>{escape(side.title)}</h2>
 <p class="lead">{escape(what)}</p>
@@ -124,10 +126,33 @@ def _card(found: Comparison, side: Side, highest: int) -> str:
 <div class="legend">{legend}</div>
 <h3>Accesses by {where}, in {BINS} bins</h3>
 {_histogram(view, highest, where)}
-<div class="legend">Fullest bin {view.bins().max():,}, emptiest {view.bins().min():,}; dashed: even, {view.accesses / BINS:.1f}. Same scale in both.</div>
+<div class="legend">Fullest bin {view.bins().max():,}, emptiest {view.bins().min():,}; dashed: even, {view.accesses / BINS:.1f}. Same scale in all.</div>
 {_numbers(side)}
 <h3>The ten most touched {side.unit}s</h3>
 {_top(found, side)}
+</section>"""
+
+
+def _moves(found: Comparison) -> str:
+    """Which slot of a bucket Ring reads, and what an access moves."""
+    ring, view = found.ring, found.ring.choice
+    looks = "looks uniform" if view.uniform else "not uniform"
+    head = ("store", "round trips", "read for an answer", "its bytes", "all bytes", "largest trip")
+    lines = "".join(
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td class=n>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in move_rows(found)
+    )
+    columns = f"<th>{head[0]}</th>" + "".join(f"<th class=n>{title}</th>" for title in head[1:])
+    return f"""<section class="card flat">
+<h2>One slot of a bucket</h2>
+<p class="lead">Path reads whole buckets. Ring reads the block that is asked for, or a dummy: a random one of the slots not read since they were written.</p>
+<h3>Which of them, as a share of the bucket, in {BINS} bins</h3>
+{_histogram(view, int(view.bins().max()), "slot among those not read yet", ("0", "1"))}
+<div class="legend">{view.accesses:,} slots in {len(ring.view.touched):,} accesses; p = {p_text(view.p_value)}, {looks}.</div>
+<h3>What an access moves</h3>
+<div class="wide"><table><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>
+<p class="lead">On average, but for the largest round trip. The server of Ring, XOR returns the XOR of the slots; the client cancels the dummies, which it
+can seal again itself, and opens what is left.</p>
 </section>"""
 
 
@@ -166,7 +191,7 @@ def _scatter(view: View, where: str) -> str:
     return _frame(height, ("first access", f"↑ {where}", "last"), y, inside, f"Every access in order, by {where}")
 
 
-def _histogram(view: View, highest: int, where: str) -> str:
+def _histogram(view: View, highest: int, where: str, ends: tuple[str, str] | None = None) -> str:
     height = 190
     bottom = height - 24
     bins = view.bins().tolist()
@@ -178,7 +203,8 @@ def _histogram(view: View, highest: int, where: str) -> str:
     even = view.accesses / len(bins)
     line = f'<path class="expected" d="M{_LEFT} {bottom - even * unit:.1f}H{_RIGHT}"/>'
     y = [(0.0, "0"), (0.5, f"{highest / 2:,.0f}"), (1.0, f"{highest:,}")]
-    return _frame(height, ("0", where, f"{view.slots - 1:,}"), y, bars + line, f"Accesses by {where}")
+    first, last = ends or ("0", f"{view.slots - 1:,}")
+    return _frame(height, (first, where, last), y, bars + line, f"Accesses by {where}")
 
 
 def _numbers(side: Side) -> str:
@@ -199,7 +225,7 @@ def _top(found: Comparison, side: Side) -> str:
         for slot, count, share in side.view.top()
     ]
     if not plain:
-        note = "No page stands for a record: the block that was asked for moves to a new random path."
+        note = f"No {side.unit} stands for a record: the block that was asked for moves to a new random path."
         first, *rest = (_row((*row, "")) for row in rows)
         first = first.replace("<td class=name>", f'<td class="name free" rowspan={len(rows)}>{escape(note)}')
         lines = first + "".join(row.replace("<td class=name></td>", "") for row in rest)

@@ -11,7 +11,7 @@ import numpy as np
 from oram.trace import Event, TraceBackend
 from oram.types import I64
 
-__all__ = ["BINS", "Cost", "View", "chi_square_p"]
+__all__ = ["BINS", "Cost", "Moved", "View", "chi_square_p"]
 
 #: Bins of the slots, for histograms and for the test of uniformity.
 BINS = 64
@@ -47,6 +47,34 @@ class View:
         seen = [event for event in events if event.region == region and event.op == "read"]
         touched = np.array([max(event.indices) - first for event in seen], np.int64)
         return cls(slots, touched, (False,) * len(seen))
+
+    @classmethod
+    def of_buckets(cls, events: Sequence[Event], region: str, first: int, slots: int) -> View:
+        """Of a Ring tree: the slot read in the bucket of level L on each path; it names the path. first, slots: as for ``of_paths``, of level L."""
+        touched = np.array([max(group) - first for group in _groups(events, region)], np.int64)
+        return cls(slots, touched, (False,) * touched.size)
+
+    @classmethod
+    def of_choices(cls, events: Sequence[Event], region: str, n: int, seed: int) -> View:
+        """Of a Ring tree with n slots a bucket: which of the slots not read since its last write each bucket was asked for.
+
+        That is its rank among them, as a fraction of how many they are, evenly spread within its step by a seeded random number: so each one is
+        uniform whatever came before, and all are independent, where the choice is as it should be. Every event since the load has to be there.
+        """
+        random, scale = np.random.default_rng(seed), 1 << 20
+        spent: dict[int, set[int]] = {}
+        ranks = []
+        for event in events:
+            if event.region == region and event.op == "write":
+                for bucket in {slot // n for slot in event.indices}:
+                    spent.pop(bucket, None)
+            elif event.region == region and event.op == "xor":
+                for bucket, slot in (divmod(index, n) for index in event.indices if index >= 0):
+                    seen = spent.setdefault(bucket, set())
+                    rank = slot - sum(other < slot for other in seen)
+                    ranks.append(int((rank + random.random()) / (n - len(seen)) * scale))
+                    seen.add(slot)
+        return cls(scale, np.array(ranks, np.int64), (False,) * len(ranks))
 
     @property
     def accesses(self) -> int:
@@ -99,6 +127,46 @@ class View:
     def uniform(self) -> bool:
         """Whether the test finds nothing against it."""
         return self.p_value >= ALPHA
+
+
+def _groups(events: Sequence[Event], region: str) -> list[tuple[int, ...]]:
+    """The slots of each XOR."""
+    return [event.indices for event in events if event.region == region and event.op == "xor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What an access moved on average, in slots and their bytes. online: what had to be read before the answer was there."""
+
+    round_trips: float
+    online_slots: float
+    online_bytes: float
+    all_bytes: float
+    largest: int  # bytes of the largest round trip
+
+    @classmethod
+    def of_slots(cls, trace: TraceBackend, accesses: int, region: str, ops: tuple[str, ...] = ("read",)) -> Moved:
+        """Of a store where every slot of the region that these operations name is needed for an answer."""
+        seen = [event for event in trace.events if event.region == region and event.op in ops]
+        online = sum(len(event.indices) for event in seen)
+        return cls._of(trace, accesses, online, sum(len(event.indices) * event.slot_size for event in seen))
+
+    @classmethod
+    def of_xor(cls, trace: TraceBackend, region: str, *, folded: bool) -> Moved:
+        """Of a Ring store, an XOR for each access; with folded=False as if the same slots had come one by one."""
+        groups = [sum(slot >= 0 for slot in group) for group in _groups(trace.events, region)]
+        size = next(event.slot_size for event in trace.events if event.region == region)
+        slots = len(groups) if folded else sum(groups)
+        return cls._of(trace, len(groups), slots, slots * size, more=(slots - len(groups)) * size)
+
+    @classmethod
+    def _of(cls, trace: TraceBackend, accesses: int, slots: int, size: int, more: int = 0) -> Moved:
+        moved = trace.bytes_read + trace.bytes_written + more
+        largest = max(
+            sum((1 if event.op == "xor" else len(event.indices)) * event.slot_size for event in trip)
+            for trip in trace.trips()
+        )
+        return cls(trace.round_trips / accesses, slots / accesses, size / accesses, moved / accesses, largest)
 
 
 def chi_square_p(statistic: float, degrees: int) -> float:

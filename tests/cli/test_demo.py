@@ -39,11 +39,15 @@ def test_the_oblivious_side_is_uniform_and_the_other_is_not(found: comparison.Co
     assert found.oblivious.view.top_share < 0.1
     assert found.oblivious.view.repeats == pytest.approx(found.oblivious.view.repeats_by_chance, abs=0.1)
     assert found.encrypted.view.repeats > found.encrypted.view.repeats_by_chance + 0.2
+    assert found.ring.view.p_value > FALSE_ALARM
+    assert found.ring.choice.p_value > FALSE_ALARM
+    assert found.ring.view.top_share < 0.1
 
 
 def test_what_the_server_saw_of_puts(found: comparison.Comparison) -> None:
     assert sum(found.encrypted.view.written) == found.puts > 0
     assert not any(found.oblivious.view.written)
+    assert not any(found.ring.view.written)
 
 
 def test_costs_are_those_of_the_protocol(found: comparison.Comparison) -> None:
@@ -55,6 +59,24 @@ def test_costs_are_those_of_the_protocol(found: comparison.Comparison) -> None:
         assert tree.round_trips == 2
         assert tree.bytes_read == g.layers * g.slot_size
         assert tree.bytes_written == g.layers * g.slot_size + 64  # and the clock
+
+
+def test_ring_moves_what_the_protocol_says(found: comparison.Comparison) -> None:
+    g, n = found.ring.geometry, found.accesses
+    folded, apart = found.ring.moved, found.ring.one_by_one
+    evictions = n // g.A  # no bucket is read S times between two of them here, but for the few that are reshuffled
+    assert folded.round_trips == apart.round_trips == 1
+    assert (folded.online_slots, folded.online_bytes) == (1, g.slot_size)
+    assert (apart.online_slots, apart.online_bytes) == (g.levels, g.levels * g.slot_size)
+    assert apart.all_bytes - folded.all_bytes == pytest.approx((g.levels - 1) * g.slot_size)
+    least = n * g.slot_size + (n - 1) * 64 + (evictions - 1) * g.levels * (g.Z + g.n) * g.slot_size
+    assert least <= folded.all_bytes * n <= 1.5 * least
+    assert g.levels * g.n * g.slot_size <= folded.largest <= 2 * g.levels * (g.Z + g.n) * g.slot_size
+    assert found.ring.choice.accesses == n * g.levels
+    path = found.geometry
+    assert found.oblivious.moved.online_slots == path.layers
+    assert found.oblivious.moved.online_bytes == path.layers * path.slot_size
+    assert found.encrypted.moved.online_slots == 1
 
 
 def test_the_view_names_the_record_that_was_asked_for(found: comparison.Comparison) -> None:
@@ -102,6 +124,8 @@ def test_the_page_is_self_contained(found: comparison.Comparison) -> None:
     check_self_contained(text)
     assert "not a proof" in text
     assert "prefers-color-scheme: dark" in text
+    assert "One slot of a bucket" in text
+    assert all(cell in text for row in comparison.move_rows(found) for cell in row)
     assert found.names[found.encrypted.view.top()[0][0]] in text
     assert "nan" not in text.lower().replace("resonance", "").split()
 
@@ -123,7 +147,8 @@ def test_the_command(oram: Oram, tmp_path: Path) -> None:
     done = oram("demo", "--fast", "--accesses", 150, "--seed", 7, "--dir", "kept", "--output", "page.html")
     assert (done.code, done.err) == (0, "")
     assert "Encrypted store" in done.text
-    assert "Oblivious store" in done.text
+    assert "Oblivious store: Path" in done.text
+    assert "Oblivious store: Ring" in done.text
     assert "not a proof" in " ".join(done.text.split())
     assert max(map(len, done.text.splitlines())) <= 80
     check_self_contained((tmp_path / "page.html").read_text())
@@ -196,6 +221,44 @@ def test_views_of_events() -> None:
     assert (tree.touched.tolist(), tree.written) == ([2], (False,))
 
 
+def xor(*slots: int) -> Event:
+    return Event("xor", "r", slots, 9, 0)
+
+
+def test_views_of_ring_events() -> None:
+    events = [
+        xor(1, 9),
+        Event("read", "r", (4, 5), 9, 0),
+        xor(-1, 11),
+        Event("write", "r", (0, 1, 2, 3), 9, 1),
+        xor(1, 8),
+    ]
+    assert View.of_buckets(events, "r", 8, 8).touched.tolist() == [1, 3, 0]
+    view = View.of_choices(events, "r", 4, 1)
+    ranks = [
+        (1, 4), (1, 4),  # of four
+        (2, 3),  # slot 3 is the third of those left in bucket 2
+        (1, 4),  # bucket 0 was written anew
+        (0, 2),
+    ]  # fmt: skip
+    for touched, (rank, of) in zip(view.touched.tolist(), ranks, strict=True):
+        assert rank / of <= touched / view.slots < (rank + 1) / of
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_first_slot_every_time_is_found(first: bool) -> None:
+    """A client that takes the first slot that it has not read, and not a random one (false alarm of the honest one 1e-6)."""
+    random, events, left = np.random.default_rng(5), [], list(range(20))
+    for _ in range(3000):
+        slot = left[0] if first else int(random.choice(left))
+        left.remove(slot)
+        events.append(xor(slot))
+        if len(left) == 8:
+            events.append(Event("write", "r", tuple(range(20)), 9, 0))
+            left = list(range(20))
+    assert (View.of_choices(events, "r", 20, 1).p_value > FALSE_ALARM) is not first
+
+
 def test_the_encrypted_store() -> None:
     backend = MemoryBackend()
     trace = TraceBackend(backend, keep_data=True)
@@ -225,5 +288,5 @@ def test_plain_durability_of_the_runs_is_the_backends(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LMDBBackend, "__init__", recorded)
         demo.compare(tmp_path, demo.Setting(256, 10, 0), 10, 1)
-    assert made == [False, True, False] * 2
+    assert made == [False, True, False] * 2  # Ring has its slots elsewhere
     assert library.__version__
