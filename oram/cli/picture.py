@@ -95,7 +95,8 @@ access is shown by its page of the bottom layer, from which the pages above it f
 backend, in the run with durability sync. The second is Ring ORAM with Z={r.Z}, A={r.A}, S={r.S} and a tree of {r.L + 1} levels, of which the client keeps
 {r.T}; its client state is on disk. Each access is shown by the slot that it reads at the lowest level. Its server is memory that
 plays one far away: it XORs slots, and what an access writes travels with the next one's read. The test of uniformity is chi-square over
-{BINS} bins, its p-value by Wilson and Hilferty's approximation; below {ALPHA:g} a run is called not uniform, which befalls each uniform one once in {1 / ALPHA:,.0f} times.</footer>
+{BINS} bins, its p-value by Wilson and Hilferty's approximation; below
+{ALPHA:g} a run is called not uniform, which befalls each uniform one once in {1 / ALPHA:,.0f} times.</footer>
 </main>"""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -137,7 +138,7 @@ def _moves(found: Comparison) -> str:
     """Which slot of a bucket Ring reads, and what an access moves."""
     ring, view = found.ring, found.ring.choice
     looks = "looks uniform" if view.uniform else "not uniform"
-    head = ("store", "round trips", "read for an answer", "its bytes", "all bytes", "largest trip")
+    head = ("store", "trips", "for an answer", "bytes", "in all", "largest")
     lines = "".join(
         f"<tr><td>{escape(name)}</td>{''.join(f'<td class=n>{escape(cell)}</td>' for cell in cells)}</tr>"
         for name, *cells in move_rows(found)
@@ -151,7 +152,7 @@ def _moves(found: Comparison) -> str:
 <div class="legend">{view.accesses:,} slots in {len(ring.view.touched):,} accesses; p = {p_text(view.p_value)}, {looks}.</div>
 <h3>What an access moves</h3>
 <div class="wide"><table><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>
-<p class="lead">On average, but for the largest round trip. The server of Ring, XOR returns the XOR of the slots; the client cancels the dummies, which it
+<p class="lead">Round trips, and bytes; on average, but for those of the largest round trip. The server of Ring, XOR returns the XOR of the slots; the client cancels the dummies, which it
 can seal again itself, and opens what is left.</p>
 </section>"""
 
