@@ -152,8 +152,8 @@ def _moves(found: Comparison) -> str:
 <div class="legend">{view.accesses:,} slots in {len(ring.view.touched):,} accesses; p = {p_text(view.p_value)}, {looks}.</div>
 <h3>What an access moves</h3>
 <div class="wide"><table><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>
-<p class="lead">Round trips, and bytes; on average, but for those of the largest round trip. The server of Ring, XOR returns the XOR of the slots; the client cancels the dummies, which it
-can seal again itself, and opens what is left.</p>
+<p class="lead">Round trips, and bytes; on average, but for those of the largest round trip. The server of Ring, XOR returns the XOR of the slots; the client
+cancels the dummies, which it can seal again itself, and opens what is left.</p>
 </section>"""
 
 
