@@ -29,6 +29,8 @@
 #define ORAM_POOL_FULL (-3)
 #define ORAM_BROKEN (-4) /* state was changed, and is no longer sound: give up the handle */
 
+#define ORAM_NO_ROOM (-5) /* nothing was changed: give more scratch memory */
+
 #define ORAM_COUNTER_BITS 32 /* a reference is generation << ORAM_COUNTER_BITS | counter; 0 = never written */
 #define ORAM_TAG 16 /* bytes of authentication tag behind each sealed page */
 #define ORAM_MAX_BUCKET 1024 /* slots of a bucket */
@@ -182,6 +184,12 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
                      uint8_t *present, int in_place, const uint8_t *folded, const uint8_t *data, uint8_t *out, uint8_t *plain,
                      uint8_t *written, uint8_t *meta, uint8_t *meta_present, uint32_t *new_addr, uint16_t *new_slot, uint8_t *where,
                      uint32_t *pool, uint8_t *after, uint8_t *scratch);
+
+/* All steps at once over the regions' own memory. plain: (room * Z, B) scratch; ORAM_NO_ROOM if it takes more: `count` says how much. */
+int oram_ring_in_place(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint32_t *draws,
+                       const uint8_t *seed, uint32_t *path, uint64_t *number, int64_t *online, uint64_t *rewritten, uint64_t *fetched,
+                       uint8_t *sealed, uint8_t *present, uint8_t *meta, uint8_t *meta_present, const uint8_t *data, uint8_t *out,
+                       uint8_t *plain, uint32_t room, uint32_t *count, uint8_t *scratch);
 
 /* Where windowed: seal the metadata of the batch's buckets, as one to one as they were read. */
 int oram_ring_store(oram_ring *p, oram_keys *keys, uint32_t m, uint8_t *sealed, uint8_t *present, int in_place, uint8_t *scratch);

@@ -379,8 +379,10 @@ static int open_all(const oram_ring *p, const oram_keys *keys, scratch *s, uint3
         }
     }
     for (size_t i = 0; i < (size_t)s->count[3] * p->Z; i++) {
-        const size_t row = row_of(p, s, s->rewritten[i / p->Z]), at = in_place ? (size_t)fetched[i] : next++;
-        const int rc = open_ref(keys, fetched[i], ref_of(p, row, (uint32_t)(fetched[i] % n)), sealed + at * pitch, present[at], B, plain + i * B);
+        const uint32_t u = s->rewritten[i / p->Z], slot = (uint32_t)(fetched[i] % n);
+        const size_t at = in_place ? (size_t)fetched[i] : next++;
+        uint8_t *to = has(s->here + (size_t)u * p->W, slot) ? plain + i * B : s->desk; /* dummies stay in the cache */
+        const int rc = open_ref(keys, fetched[i], ref_of(p, row_of(p, s, u), slot), sealed + at * pitch, present[at], B, to);
         if (rc > 0) return rc;
         bad |= rc;
     }
@@ -538,6 +540,7 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
     /* WriteBucket: blocks at random slots, zeros in the others, all sealed anew. */
     const uint64_t counter = keys->counter;
     keys->counter += (uint64_t)count * n; /* before the first seal: whatever happens then, no nonce is used twice */
+    memset(s.desk, 0, B);
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t u = s.rewritten[i];
         const size_t row = row_of(p, &s, u);
@@ -560,11 +563,7 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
             const uint64_t number = s.number[u] * n + slot;
             const size_t at = in_place ? (size_t)number : (size_t)i * n + slot;
             uint8_t *to = (in_place ? sealed : written) + at * pitch;
-            const uint8_t *from = to;
-            if (s.of_slot[slot] == ORAM_EMPTY)
-                memset(to, 0, B);
-            else
-                from = s.source[s.of_slot[slot]];
+            const uint8_t *from = s.of_slot[slot] == ORAM_EMPTY ? s.desk : s.source[s.of_slot[slot]];
             rc = keys->cipher->seal(keys->contexts[keys->current], counter + (uint64_t)i * n + slot, number, from, B, to);
             if (rc != ORAM_OK) return rc;
             if (in_place) present[at] = 1;
@@ -593,4 +592,21 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
             memcpy(after + r * B, p->pool.data + (size_t)q * B, B); /* also where it was given back: nobody has taken it since */
     }
     return meta == NULL ? ORAM_OK : oram_ring_store(p, keys, m, meta, meta_present, 1, base);
+}
+
+int oram_ring_in_place(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint32_t *draws,
+                       const uint8_t *seed, uint32_t *path, uint64_t *number, int64_t *online, uint64_t *rewritten, uint64_t *fetched,
+                       uint8_t *sealed, uint8_t *present, uint8_t *meta, uint8_t *meta_present, const uint8_t *data, uint8_t *out,
+                       uint8_t *plain, uint32_t room, uint32_t *count, uint8_t *base) {
+    oram_ring_buckets(p, m, ops, addrs, draws, path, number, base);
+    if (meta != NULL) {
+        const int rc = oram_ring_load(p, keys, m, meta, meta_present, 1, base);
+        if (rc != ORAM_OK) return rc;
+    }
+    const int64_t planned = oram_ring_plan(p, m, addrs, seed, path, online, rewritten, fetched, base);
+    if (planned < 0) return (int)planned;
+    *count = (uint32_t)planned;
+    if (*count > room) return ORAM_NO_ROOM;
+    return oram_ring_access(p, keys, m, ops, addrs, draws, path, online, *count, fetched, sealed, present, 1, NULL, data, out, plain,
+                            NULL, meta, meta_present, NULL, NULL, NULL, NULL, NULL, base);
 }

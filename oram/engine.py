@@ -134,11 +134,7 @@ class Engine:
         note: what changes in the directory with it; its length must not depend on secrets.
         """
         self.check()
-        m = requests.m
-        coins = os.urandom(4 * m + requests.seed.size)  # one draw a request, whatever it is
-        requests.draws[:m] = np.frombuffer(coins, "<u4", m)
-        if requests.seed.size:
-            requests.seed[:] = np.frombuffer(coins, np.uint8, offset=4 * m)
+        requests.toss(os.urandom(requests.coins))
         self._renew()
         if self._logged:
             self._logged_access(self.sequence + 1, requests, note)

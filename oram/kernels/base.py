@@ -58,6 +58,21 @@ class Requests:
         self.where: U8 = np.zeros(capacity, np.uint8)
         self.pool: U32 = np.full(capacity, EMPTY, np.uint32)
         self.after: U8 = np.zeros((capacity, block_size), np.uint8)
+        self._coins = (
+            memoryview(self.draws).cast("B"),
+            memoryview(self.seed),
+        )  # assigning to them is cheaper than to arrays
+
+    @property
+    def coins(self) -> int:
+        """Random bytes that the batch consumes: one draw a request, whatever it is, and the seed."""
+        return 4 * self.m + self.seed.size
+
+    def toss(self, coins: bytes) -> None:
+        """Draws and seed from so many random bytes."""
+        draws, seed = self._coins
+        draws[: 4 * self.m] = coins[: 4 * self.m]
+        seed[:] = coins[4 * self.m :]
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from oram.backends import (
     Slots,
     SlotWrite,
     StateFile,
+    XorBackend,
 )
 from oram.backends.memory import MemoryStateFile
 from oram.errors import OramError, StoreLockedError
@@ -112,13 +113,14 @@ class Faults:
         raise error
 
 
-class FaultBackend(Backend):
+class FaultBackend(XorBackend):
     """A backend whose steps fail when told to.
 
     inner: keeps the slots, and survives. state: a state file apart from the slots, that survives too; None for the one of ``inner``, if any.
     atomic: if False, a ``write_all`` is one step a slot, so that a crash can tear it anywhere. reverse: the slots of such a write land
     last one first. unsynced: what the writes since the last ``sync`` replaced, in this life and before; a crash loses them (``inner`` must
-    have BUFFER). None: nothing is ever lost.
+    have BUFFER), so that it is DURABLE. None: nothing is ever lost. remote: it says that it is REMOTE. The writes of an ``exchange`` are
+    steps of their own, and land before its read: whatever a crash leaves of a round trip is there after one of its steps.
     """
 
     def __init__(
@@ -130,11 +132,14 @@ class FaultBackend(Backend):
         atomic: bool = True,
         reverse: bool = False,
         unsynced: Unsynced | None = None,
+        remote: bool = False,
     ) -> None:
         self.inner, self.faults = inner, faults
-        gone = Capability.BUFFER | Capability.XOR | (Capability.NONE if atomic else Capability.ATOMIC)
+        gone = Capability.BUFFER | (Capability.NONE if atomic else Capability.ATOMIC)
+        more = Capability.NONE if unsynced is None else Capability.DURABLE
+        more |= Capability.REMOTE if remote else Capability.NONE
         # Of the object, because it depends on what is inside.
-        self.capabilities = inner.capabilities & ~gone  # type: ignore[misc]
+        self.capabilities = inner.capabilities & ~gone | more  # type: ignore[misc]
         self._atomic, self._reverse = atomic, reverse
         self._undo = unsynced
         below = state if state is not None else inner.state_file()
@@ -177,6 +182,9 @@ class FaultBackend(Backend):
 
     def read(self, region: str, indices: I64) -> Slots:
         return self.faults.step("read", lambda: self.inner.read(region, indices), changes=False)
+
+    def read_xor(self, region: str, groups: I64, indices: I64) -> Slots:
+        return self.exchange((), SlotRead(region, indices, groups))
 
     def exchange(self, writes: Sequence[SlotWrite], reads: SlotRead) -> Slots:
         if writes:
@@ -263,13 +271,14 @@ class Storage:
         atomic: bool = True,
         reverse: bool = False,
         lossy: bool = False,
+        remote: bool = False,
         slots: Backend | None = None,
     ) -> None:
         self.slots = MemoryBackend() if slots is None else slots
         state = MemoryStateFile() if apart else self.slots.state_file()
         assert state is not None
         self.state: StateFile = state
-        self._apart, self._atomic, self._reverse = apart, atomic, reverse
+        self._apart, self._atomic, self._reverse, self._remote = apart, atomic, reverse, remote
         self._unsynced: Unsynced | None = [] if lossy else None
         self.faults = Faults()
 
@@ -284,6 +293,7 @@ class Storage:
             atomic=self._atomic,
             reverse=self._reverse,
             unsynced=self._unsynced,
+            remote=self._remote,
         )
 
     def copy(self) -> Storage:
@@ -293,6 +303,7 @@ class Storage:
             atomic=self._atomic,
             reverse=self._reverse,
             lossy=self._unsynced is not None,
+            remote=self._remote,
         )
         assert isinstance(self.slots, BufferBackend)
         if self._unsynced is not None:

@@ -1,7 +1,7 @@
 """Randomness under the tester's control: every leaf that a store draws, pinned, counted, or chosen in advance.
 
-The engine consumes one 32-bit draw a request and nothing else; where the blocks of a new store are is a keystream. Both are replaced here,
-and only these: keys, salts and nonces stay as they are.
+The engine consumes one 32-bit draw a request, of a Ring store a seed for each batch besides, and nothing else; where the blocks of a new store are is a
+keystream. These are replaced here, and only these: keys, salts and nonces stay as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -20,10 +20,12 @@ from oram import engine as engine_module
 from oram.engine import Engine
 from oram.kernels.base import Op, Requests
 from oram.keys import Keyring
+from oram.schemes.path import PathORAM
+from oram.schemes.ring import RingORAM
 from oram.testing.simulators import page_levels
 from oram.trace import Event
 
-__all__ = ["Coins", "Question", "Script", "count_draws", "leaves_of", "listen", "pinned", "script"]
+__all__ = ["Coins", "Question", "Script", "count_draws", "leaves_of", "listen", "looked_up", "pinned", "script"]
 
 Question = tuple[int, int]  # what one request asks for: op and address
 WORD = 4  # bytes of a draw
@@ -39,11 +41,12 @@ class Script:
 
 @dataclass
 class Coins:
-    """A source of randomness with a seed. ``sizes``: bytes asked for at each call, which is once a batch."""
+    """A source of randomness with a seed. ``sizes``: bytes asked for at each call, which is once a batch; the last ``extra`` of them are no draws."""
 
     seed: int
     script: Script = field(default_factory=lambda: Script({}, {}))
     sizes: list[int] = field(default_factory=list)
+    extra: int = 0
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -52,11 +55,11 @@ class Coins:
     def urandom(self, size: int) -> bytes:
         """What the engine gets for ``os.urandom``."""
         self.sizes.append(size)
-        words = np.frombuffer(self._random.randbytes(size // WORD * WORD), "<u4").copy()
+        words = np.frombuffer(self._random.randbytes((size - self.extra) // WORD * WORD), "<u4").copy()
         for i in range(words.size):
             words[i] = self.script.draws.get(self._drawn + i, words[i])
         self._drawn += words.size
-        return words.tobytes() + self._random.randbytes(size % WORD)
+        return words.tobytes() + self._random.randbytes(size - words.nbytes)
 
     def positions(self, size: int) -> bytes:
         """What a new store gets for its positions; the same at every call, as recovery needs it."""
@@ -100,9 +103,34 @@ def listen(engine: Engine) -> list[list[Question]]:
     return asked
 
 
-def count_draws(asked: Sequence[Sequence[Question]], sizes: Sequence[int]) -> bool:
-    """Whether each batch consumed one 32-bit draw a request, in one call, whatever was asked."""
-    return list(sizes) == [WORD * len(batch) for batch in asked]
+def count_draws(asked: Sequence[Sequence[Question]], sizes: Sequence[int], extra: int = 0) -> bool:
+    """Whether each batch consumed one 32-bit draw a request and ``extra`` bytes, in one call, whatever was asked."""
+    return list(sizes) == [WORD * len(batch) + extra for batch in asked]
+
+
+def looked_up(engine: Engine) -> list[list[int]]:
+    """The leaves that each access of this engine looks up from now on, by the rule alone: where a block's last draw put it, else a fresh one."""
+    state = cast(PathORAM | RingORAM, engine.scheme).state
+    position, leaves = state.position.tolist(), cast(PathORAM | RingORAM, engine.scheme).geometry.leaves
+    found: list[list[int]] = []
+    inner = engine.access
+
+    def access(requests: Requests, note: bytes = b"") -> None:
+        inner(requests, note)
+        m, seen, shown = requests.m, set[int](), list[int]()
+        for op, address, draw in zip(
+            requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True
+        ):
+            if op == Op.DUMMY or address in seen:
+                shown.append(draw % leaves)
+            else:
+                seen.add(address)
+                shown.append(position[address] % leaves)
+                position[address] = draw
+        found.append(shown)
+
+    engine.access = access  # type: ignore[method-assign]
+    return found
 
 
 def script(asked: Iterable[Sequence[Question]], leaves: Sequence[int], levels: int, seed: int) -> Script:
@@ -135,7 +163,13 @@ def script(asked: Iterable[Sequence[Question]], leaves: Sequence[int], levels: i
 
 
 def leaves_of(events: Iterable[Event], info: Mapping[str, Any], *, op: str = "read") -> list[tuple[int, ...]]:
-    """The leaves that each read (or write) of a Path tree shows: as far as pages tell, the first leaf below each lowest page."""
+    """The leaves that each read (or write) of a tree shows.
+
+    Path: as far as pages tell, the first leaf below each lowest page. Ring, reads only: one leaf for each request where slots are XORed, else that of
+    the first request. Known as far down as the deepest bucket that was not skipped.
+    """
+    if info["scheme"] == "ring":
+        return _ring_leaves(list(events), info)
     L, root = int(info["L"]), page_levels(info)[-1]
     first = sum(1 << level for level in page_levels(info)[:-1])
     return [
@@ -143,3 +177,17 @@ def leaves_of(events: Iterable[Event], info: Mapping[str, Any], *, op: str = "re
         for event in events
         if event.op == op and event.region.startswith("slots.")
     ]
+
+
+def _ring_leaves(events: Sequence[Event], info: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    L, T, n = int(info["L"]), int(info["T"]), int(info["Z"]) + int(info["S"])
+    found: dict[int, list[int]] = {}
+    for event in events:
+        if event.op not in ("xor", "read") or not event.region.startswith("slots."):
+            continue
+        if event.op == "read" and event.trip in found:
+            continue  # what is fetched beside the XORs
+        bucket = max(slot // n for slot in event.indices[: L + 1 - T]) + (1 << T)
+        level = bucket.bit_length() - 1
+        found.setdefault(event.trip, []).append((bucket - (1 << level)) << (L - level))
+    return [tuple(leaves) for leaves in found.values()]

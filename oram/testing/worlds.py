@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from oram.errors import CapacityError, MissingKeyError
 from oram.store import ObliviousStore
 from oram.testing.randomness import Coins, Question, count_draws, listen, pinned, script
-from oram.testing.simulators import Commit, Simulator, simulator
+from oram.testing.simulators import Commit, Simulator, canonical, simulator
 from oram.trace import Event, TraceBackend
 
 __all__ = ["PAIRS", "Make", "Pair", "View", "Work", "observe", "same"]
@@ -47,9 +47,14 @@ class View:
         return simulated
 
     @property
+    def shown(self) -> list[Event]:
+        """The events, the slots of a Ring bucket up to their names: which of them are read is a draw of its own."""
+        return canonical(self.events, self.info)
+
+    @property
     def one_draw_a_request(self) -> bool:
-        """Whether each request consumed one draw, whatever it was."""
-        return count_draws(self.asked, self.draws)
+        """Whether each request consumed one draw, whatever it was, and each batch a seed where the scheme needs one."""
+        return count_draws(self.asked, self.draws, simulator(self.info).seed)
 
 
 def observe(make: Make, work: Work, seed: int) -> View:
@@ -66,6 +71,7 @@ def observe(make: Make, work: Work, seed: int) -> View:
     flat = [each for batch in leaves for each in batch]
     with pinned(Coins(seed, script(asked, flat, levels, seed))) as coins:
         store, trace = make()
+        coins.extra = simulator(info).seed
         again = listen(store._engine)
         coins.sizes.clear()
         trace.clear()
@@ -79,7 +85,7 @@ def observe(make: Make, work: Work, seed: int) -> View:
 
 def same(left: View, right: View) -> bool:
     """Whether the views are identical, commits by their keys and lengths."""
-    return left.events == right.events and left.commits == right.commits and left.draws == right.draws
+    return left.shown == right.shown and left.commits == right.commits and left.draws == right.draws
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ def aegis() -> Any:
     return _aegis_ffi
 
 
+class NoRoomError(Exception):
+    """The call needs more scratch memory. Nothing was changed; make it and repeat."""
+
+
 class NativeKeys:
     """Cipher contexts by generation, in a table that C reads."""
 
@@ -98,6 +102,8 @@ class NativeKeys:
             raise TamperedError
         if code == lib.ORAM_POOL_FULL:
             raise PoolFullError
+        if code == lib.ORAM_NO_ROOM:
+            raise NoRoomError
         if code:
             raise RuntimeError("the cipher failed, or the state is not sound")
 

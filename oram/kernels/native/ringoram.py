@@ -9,7 +9,7 @@ import numpy as np
 from oram.backends.base import Slots
 from oram.kernels._native import ffi, lib
 from oram.kernels.base import Keys, Requests, RingPlan, RingState, RingWrite
-from oram.kernels.native.cipher import NativeKeys
+from oram.kernels.native.cipher import NativeKeys, NoRoomError
 from oram.kernels.native.memory import NativeRequests, attach_pool, pointer, writable
 from oram.params import RingGeometry
 from oram.types import I64, U8, U64
@@ -51,6 +51,7 @@ class NativeRing:
                 ("slot", "<u2", (g.Z,)),
             ]
         )
+        self._c_count = ffi.new("uint32_t *")
         self._state = state
         self._reserve(1)
 
@@ -211,20 +212,20 @@ class NativeRing:
             if metadata is not None:
                 self._shaped(metadata, self._geometry.buckets, self._geometry.meta_size)
                 meta = writable("uint8_t[]", metadata.data), writable("uint8_t[]", metadata.present)
-            self._in_place = writable("uint8_t[]", region.data), writable("uint8_t[]", region.present), *meta
+            r = self._requests
+            self._in_place = (
+                r.c_ops, r.c_addresses, r.c_draws, r.c_seed, self._c_path, self._c_number, self._c_online, self._c_rewritten,
+                self._c_fetched, writable("uint8_t[]", region.data), writable("uint8_t[]", region.present), *meta, r.c_data, r.c_out,
+            )  # fmt: skip
             self._regions = region, metadata
-        r, (data, present, meta_data, meta_present) = self._requests, self._in_place
-        self._buckets()
-        if metadata is not None:
-            self._keys.run(
-                lib.oram_ring_load, self._struct, self._keys.struct, r.m, meta_data, meta_present, 1, self._c_scratch
-            )
-        count = self._plan()
-        self._keys.run(
-            lib.oram_ring_access, self._struct, self._keys.struct, r.m, r.c_ops, r.c_addresses, r.c_draws, self._c_path,
-            self._c_online, count, self._c_fetched, data, present, 1, ffi.NULL, r.c_data, r.c_out, self._c_desk, ffi.NULL,
-            meta_data, meta_present, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, ffi.NULL, self._c_scratch,
-        )  # fmt: skip
+        while True:
+            try:
+                return self._keys.run(
+                    lib.oram_ring_in_place, self._struct, self._keys.struct, requests.m, *self._in_place, self._c_desk,
+                    self._desk_size, self._c_count, self._c_scratch,
+                )  # fmt: skip
+            except NoRoomError:
+                self._make_desk(int(self._c_count[0]))
 
     def store(self) -> U8:
         """Seal the metadata of the batch's buckets."""

@@ -1,0 +1,46 @@
+"""The definition of security, as code: everything that an observer sees, from public parameters and the leaves looked up alone.
+
+A simulator knows no key, no value, no address, no operation and no hit or miss. If its events equal a store's real trace, event
+by event, and its commits the real ones, length by length, then nothing but the leaves can tell two workloads apart; and those are uniform
+and independent of the workload (``randomness.script``). It shares no arithmetic with the code it judges.
+
+Ring reveals one thing more: which slots of a bucket are read. The simulator draws them itself, uniformly from those not read since the bucket was
+written; so events are compared up to the names of slots (``canonical``), and that the real ones are drawn like that is for ``statistics.uniform_ranks``.
+
+Source: the argument of Stefanov et al. (CCS 2013), section 3.6, and of Ren et al. (2015), section 3.6; docs/architecture.md for pages, pieces and the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oram.testing.simulators.base import Batch, Commit, Simulator
+from oram.testing.simulators.linear import LinearSimulator
+from oram.testing.simulators.path import PathSimulator, page_levels
+from oram.testing.simulators.ring import RingSchedule, RingSimulator, Turn, canonical
+
+__all__ = [
+    "Batch",
+    "Commit",
+    "LinearSimulator",
+    "PathSimulator",
+    "RingSchedule",
+    "RingSimulator",
+    "Simulator",
+    "Turn",
+    "canonical",
+    "page_levels",
+    "simulator",
+]
+
+SIMULATORS: dict[str, type[Simulator]] = {
+    "linear": LinearSimulator,
+    "path": PathSimulator,
+    "ring": RingSimulator,
+}
+
+
+def simulator(info: Mapping[str, Any], **options: bool) -> Simulator:
+    """The simulator of the scheme in ``info``; options as for ``Simulator``."""
+    return SIMULATORS[info["scheme"]](info, **options)
