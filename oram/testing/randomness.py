@@ -109,25 +109,30 @@ def count_draws(asked: Sequence[Sequence[Question]], sizes: Sequence[int], extra
 
 
 def looked_up(engine: Engine) -> list[list[int]]:
-    """The leaves that each access of this engine looks up from now on, by the rule alone: where a block's last draw put it, else a fresh one."""
-    state = cast(PathORAM | RingORAM, engine.scheme).state
-    position, leaves = state.position.tolist(), cast(PathORAM | RingORAM, engine.scheme).geometry.leaves
+    """The leaves that each access of this engine looks up from now on, by the rule alone: where a block's last draw put it, else a fresh one.
+
+    An access that fails in the middle is one of them.
+    """
+    scheme = cast(PathORAM | RingORAM, engine.scheme)
+    position, leaves = scheme.state.position.tolist(), 1 << scheme.geometry.L
     found: list[list[int]] = []
     inner = engine.access
 
     def access(requests: Requests, note: bytes = b"") -> None:
-        inner(requests, note)
-        m, seen, shown = requests.m, set[int](), list[int]()
-        for op, address, draw in zip(
-            requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True
-        ):
-            if op == Op.DUMMY or address in seen:
-                shown.append(draw % leaves)
-            else:
-                seen.add(address)
-                shown.append(position[address] % leaves)
-                position[address] = draw
-        found.append(shown)
+        try:
+            inner(requests, note)
+        finally:
+            found.append([])
+            m, seen = requests.m, set[int]()
+            for op, address, draw in zip(
+                requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True
+            ):
+                if op == Op.DUMMY or address in seen:
+                    found[-1].append(draw % leaves)
+                else:
+                    seen.add(address)
+                    found[-1].append(position[address] % leaves)
+                    position[address] = draw
 
     engine.access = access  # type: ignore[method-assign]
     return found

@@ -103,8 +103,11 @@ class Simulator:
             self._see(*each)
         self.round_trips += 1
 
-    def access(self, leaves: Sequence[int], records: int = 0) -> None:
-        """One batch. leaves: what its requests look up. records: how many keyed records it is made of, 0 at the block level."""
+    def access(self, leaves: Sequence[int], records: int = 0, *, lost: bool = False) -> None:
+        """One batch. leaves: what its requests look up. records: how many keyed records it is made of, 0 at the block level.
+
+        lost: its write-back, which was all or nothing, did not land; after ``reopen`` the very same batch has to follow.
+        """
         batch = self.interrupted(leaves)
         self.round_trips += 1
         if self._exposed and self.logged:  # the journaled copy of what was delivered is about to go
@@ -119,7 +122,8 @@ class Simulator:
             self._trip(*writes)
             if self.logged and self.synced and not self.joint:
                 self._sync()
-        self.done(leaves)
+        if not lost:
+            self.done(leaves)
 
     def interrupted(self, leaves: Sequence[int], reads: int | None = None) -> Batch:
         """A batch that a crash ended in its read: what there is of it before. reads: how many round trips it came to, None for all.

@@ -51,11 +51,11 @@ class RingSchedule:
 
     def bucket(self, level: int, leaf: int) -> Number:
         """The bucket of a leaf's path at a level."""
-        return 2**level + leaf // 2 ** (self.L - level) - 2**self.T
+        return (1 << level) + leaf // (1 << (self.L - level)) - (1 << self.T)
 
     def level(self, bucket: Number) -> int:
         """The level of a bucket."""
-        return int(math.log2(bucket + 2**self.T))
+        return int(math.log2(bucket + (1 << self.T)))
 
     def path(self, leaf: int) -> list[Number]:
         """The buckets of a path, from level T."""
@@ -102,7 +102,7 @@ class RingSimulator(Simulator):
         self._Z, self._n = int(info["Z"]), int(info["Z"]) + int(info["S"])
         self._B, L, T, A, S = (int(info[name]) for name in ("block_size", "L", "T", "A", "S"))
         self.schedule = RingSchedule(info)
-        self._levels, self._tops, self._buckets = L - T + 1, 2**T, 2 ** (L + 1) - 2**T
+        self._levels, self._tops, self._buckets = L - T + 1, 1 << T, (1 << (L + 1)) - (1 << T)
         self._server = info["metadata"] == "server"
         self._words = math.ceil(self._n / 64)
         self.slots, self.slot_size = self._buckets * self._n, self._B + TAG
