@@ -11,8 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.bars import BARS
+from bench import bars, ring
 from bench.measure import Row, machine, seal_4096
+
+BARS = {**bars.BARS, **ring.BARS}
 
 
 def main() -> None:

@@ -53,10 +53,13 @@ from oram.params import (
     DEFAULT_TREE_TOP,
     IN_MEMORY,
     ON_DISK,
+    ON_WIRE,
     SCHEMES,
     LinearParams,
     PathParams,
+    RingParams,
     SchemeParams,
+    SlotCost,
     check_shape,
     linear_is_cheaper,
     refuse,
@@ -96,7 +99,8 @@ def create(
     passphrase: goes through Argon2id. Whoever has the header can try passphrases offline: prefer a key.
     capacity: records (blocks where ``keyed`` is False), 1 to 2^31. Fixed. Client memory and the time to create and to open grow with it.
     block_size: bytes of a block, 1 to 2^24. Fixed. Every access costs as much as the largest record.
-    scheme: "path", "linear", a params object, or None for the cheaper one by measurement.
+    scheme: "path", "ring", "linear", a params object, or None for the cheapest by measurement: Ring where the backend is remote, else
+        Path, and Linear for a handful of blocks.
     blocks_per_value: blocks of a record, 1 to 1024. Key and value together may have ``blocks_per_value * block_size`` bytes less
         ``record.OVERHEAD`` = 7, a key at most 65535 of them.
     keyed: False makes an array of blocks without a directory: only ``store.blocks`` can be used.
@@ -118,8 +122,9 @@ def create(
     params, level = _check(
         capacity, block_size, scheme, blocks_per_value, keyed, cipher, durability, tree_top, items is not None
     )
-    durable = Capability.DURABLE in where.capabilities if isinstance(where, Backend) else str(where) != "memory:"
-    cost = ON_DISK if durable else IN_MEMORY
+    cost = _cost(where)
+    if params is None:
+        params = RingParams() if cost is ON_WIRE else PathParams()
     shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cost, cipher, keyed)
     site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=True)
     try:
@@ -264,7 +269,7 @@ def _check(
     durability: str | None,
     tree_top: int,
     has_items: bool,
-) -> tuple[SchemeParams, Durability | None]:
+) -> tuple[SchemeParams | None, Durability | None]:
     problems = check_shape(capacity, block_size)
     if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
         problems.append("tree_top must be a number of bytes, 0 or more")
@@ -296,9 +301,21 @@ def _check(
         problems += scheme.problems()
     refuse(problems)
     if scheme is None:
-        scheme = LinearParams() if linear_is_cheaper(capacity * per_value, block_size) else PathParams()
+        return LinearParams() if linear_is_cheaper(capacity * per_value, block_size) else None, level
     assert isinstance(scheme, SchemeParams)
     return scheme, level
+
+
+def _cost(where: str | os.PathLike[str] | Backend) -> SlotCost:
+    """What a slot costs there."""
+    if isinstance(where, Backend):
+        if Capability.REMOTE in where.capabilities:
+            return ON_WIRE
+        return ON_DISK if Capability.DURABLE in where.capabilities else IN_MEMORY
+    kind, colon, _ = os.fspath(where).partition(":")
+    if not colon or kind == "lmdb" or not isinstance(where, str):
+        return ON_DISK
+    return IN_MEMORY if kind == "memory" else ON_WIRE
 
 
 # --- bulk

@@ -58,10 +58,7 @@ class Requests:
         self.where: U8 = np.zeros(capacity, np.uint8)
         self.pool: U32 = np.full(capacity, EMPTY, np.uint32)
         self.after: U8 = np.zeros((capacity, block_size), np.uint8)
-        self._coins = (
-            memoryview(self.draws).cast("B"),
-            memoryview(self.seed),
-        )  # assigning to them is cheaper than to arrays
+        self._coins = self.draws.data.cast("B"), self.seed.data  # assigning to them is cheaper than to arrays
 
     @property
     def coins(self) -> int:

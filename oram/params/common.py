@@ -27,6 +27,7 @@ class SlotCost:
 
 IN_MEMORY = SlotCost(0.5, 0.0006)  # two calls of the cipher and the cache misses; sealing and opening
 ON_DISK = SlotCost(60, 0.002)  # two extents of an LMDB commit; their bytes
+ON_WIRE = SlotCost(3, 0.016)  # a server's two commands; two passes over a link of a gigabit a second
 
 
 def check_shape(capacity: int, block_size: int) -> list[str]:
