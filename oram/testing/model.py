@@ -11,14 +11,32 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from oram.kernels.base import EMPTY
+from oram.backends import Backend, Slots
+from oram.kernels.base import EMPTY, PoolState
 from oram.params import PathGeometry
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
+from oram.schemes.ring import RingORAM
 from oram.store import ObliviousStore
+from oram.testing.remote import RemoteBackend
+from oram.trace import TraceBackend
 from oram.types import I64
 
-__all__ = ["check", "path_slots", "walk"]
+__all__ = ["check", "path_slots", "stored", "walk"]
+
+
+def stored(store: ObliviousStore, region: str, slots: I64) -> Slots:
+    """What lies in these slots, as soon as the write-back that waits for the next read has come; read beneath any trace, where nobody counts it."""
+    backend: Backend = store._engine.backend
+    while isinstance(backend, TraceBackend | RemoteBackend):
+        backend = backend.inner
+    found = backend.read(region, slots)
+    place = {int(slot): i for i, slot in enumerate(slots)}
+    for write in store._engine._pending:
+        for slot, row in zip(write.indices.tolist(), write.data, strict=True):
+            if write.region == region and slot in place:
+                found.data[place[slot]], found.present[place[slot]] = row, 1
+    return found
 
 
 def path_slots(geometry: PathGeometry, leaves: Iterable[int]) -> list[int]:
@@ -41,7 +59,7 @@ def check(store: ObliviousStore, model: Mapping[bytes, bytes], *, by_access: boo
     assert dict(store.items()) == dict(model), "the records differ"
     live = walk(store)
     k = store._shape.blocks_per_value
-    if isinstance(store._engine.scheme, PathORAM):
+    if not isinstance(store._engine.scheme, LinearORAM):
         assert live == store.verify()
         assert live == k * len(model), f"{live} live blocks for {len(model)} records"
     if by_access:
@@ -51,7 +69,12 @@ def check(store: ObliviousStore, model: Mapping[bytes, bytes], *, by_access: boo
 def walk(store: ObliviousStore) -> int:
     """Open every page and follow every chain; the number of live blocks. AssertionError where an invariant does not hold. Cost: one scan."""
     engine = store._engine
-    live = _walk_path(store, engine.scheme) if isinstance(engine.scheme, PathORAM) else _walk_linear(store)
+    if isinstance(engine.scheme, PathORAM):
+        live = _walk_path(store, engine.scheme)
+    elif isinstance(engine.scheme, RingORAM):
+        live = _walk_ring(store, engine.scheme)
+    else:
+        live = _walk_linear(store)
     if engine.directory is not None:
         directory, k = engine.directory, store._shape.blocks_per_value
         used = np.flatnonzero(directory.tags.any(axis=1)).tolist()
@@ -73,18 +96,11 @@ def _walk_linear(store: ObliviousStore) -> set[int]:
 
 def _walk_path(store: ObliviousStore, scheme: PathORAM) -> set[int]:
     g, state = scheme.geometry, scheme.state
-    live: set[int] = set()
-
-    def see(addr: int, leaf: int) -> None:
-        assert 0 <= addr < g.N, "an address outside the store"
-        assert addr not in live, "a block is there twice"
-        assert leaf == int(state.position[addr]), "a block's leaf is not its position"
-        live.add(addr)
-
+    live = _walk_pool(state, state.position, g.L - g.T)
     refs: I64 | npt.NDArray[np.uint64] = state.refs
     for layer in range(g.layers):
         slots = np.arange(1 << g.root_level(layer)) + g.offsets[layer]
-        sealed = store._engine.backend.read(scheme.region, slots)
+        sealed = stored(store, scheme.region, slots)
         plain = scheme._kernel.open_pages(slots, refs.astype(np.uint64), sealed)
         below = []
         for i, page in enumerate(plain):
@@ -102,17 +118,65 @@ def _walk_path(store: ObliviousStore, scheme: PathORAM) -> set[int]:
                     if addr == EMPTY:
                         assert not blocks[bucket, z].any(), "an empty slot is not zeros"
                         continue
-                    see(addr, leaf)
+                    _see(live, addr, leaf, state.position)
                     assert depth < g.height(layer), "a block below its page"
                     assert leaf >> (g.L - level) == index, "a block off its path"
         refs = np.concatenate(below)
+    return live
+
+
+def _walk_ring(store: ObliviousStore, scheme: RingORAM) -> set[int]:
+    g, state = scheme.geometry, scheme.state
+    live = _walk_pool(state, state.position, g.L - g.T)
+    rows = (
+        scheme._all_rows(lambda read: stored(store, read.region, read.indices))
+        if g.metadata == "server"
+        else {name: getattr(state, name) for name in ("refs", "spent", "addr", "slot")}
+    )
+    for bucket in range(g.buckets):
+        level = (bucket + g.first).bit_length() - 1
+        base, words = int(rows["refs"][bucket]), rows["spent"][bucket].astype("<u8").tobytes()
+        spent = int.from_bytes(words, "little")
+        assert spent.bit_count() < g.S, "a bucket was read S times and not written anew"
+        assert not spent >> g.n, "a slot was read that is none"
+        if not base:
+            continue
+        slots = bucket * g.n + np.arange(g.n)
+        refs = np.uint64(base) + np.arange(g.n, dtype=np.uint64)
+        blocks = scheme._kernel.open_slots(slots, refs, stored(store, scheme.region, slots))
+        listed = [
+            (addr, slot)
+            for addr, slot in zip(rows["addr"][bucket].tolist(), rows["slot"][bucket].tolist(), strict=True)
+            if addr != EMPTY
+        ]
+        places = {slot for _, slot in listed}
+        assert len(places) == len(listed), "two blocks in a slot"
+        assert not any(blocks[slot].any() for slot in range(g.n) if slot not in places), "a dummy is not zeros"
+        for addr, slot in listed:
+            if not spent >> slot & 1:
+                leaf = int(state.position[addr])
+                _see(live, addr, leaf, state.position)
+                assert (leaf >> (g.L - level)) + (1 << level) - g.first == bucket, "a block off its path"
+    return live
+
+
+def _see(live: set[int], addr: int, leaf: int, position: npt.NDArray[np.uint32]) -> None:
+    assert 0 <= addr < position.size, "an address outside the store"
+    assert addr not in live, "a block is there twice"
+    assert leaf == int(position[addr]), "a block's leaf is not its position"
+    live.add(addr)
+
+
+def _walk_pool(state: PoolState, position: npt.NDArray[np.uint32], shift: int) -> set[int]:
+    """Addresses in the pool."""
+    live: set[int] = set()
     in_pool = 0
     for chain, head_of in enumerate(state.head.tolist()):
         q = head_of
         while q >= 0:
             addr, leaf = int(state.pool_addr[q]), int(state.pool_leaf[q])
-            see(addr, leaf)
-            assert leaf >> (g.L - g.T) == chain, "a block in a foreign chain"
+            _see(live, addr, leaf, position)
+            assert leaf >> shift == chain, "a block in a foreign chain"
             in_pool += 1
             q = int(state.pool_next[q])
     assert in_pool == state.used == int((state.pool_addr != EMPTY).sum()), "the pool counts its blocks wrongly"

@@ -110,7 +110,7 @@ class RingSimulator(Simulator):
         tail = 1 - sum(math.exp(-A) * A**k / math.factorial(k) for k in range(S))  # P[Poisson(A) >= S]
         moved = 1 + (2 * self._Z + S) / A * (1 + tail)
         self.max_batch = max(1, min(1024, int(2**26 / (2 * self._levels * moved * self.slot_size))))
-        self._pool = self._Z * (2**T - 1) + 2 * A + 256 + self.max_batch
+        self._pool = self._Z * ((1 << T) - 1) + 2 * A + 256 + self.max_batch
         self._unread: dict[Number, list[int]] = {}  # slots of a bucket
 
     def regions(self) -> list[tuple[str, int]]:
