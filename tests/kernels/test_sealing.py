@@ -413,7 +413,7 @@ class RingTree:
 
     def frozen(self) -> list[bytes]:
         s = self.kernel.state
-        arrays = [s.position, s.clock, s.roots, s.head, s.pool_addr, s.pool_leaf, s.pool_next, s.pool_data]
+        arrays: list[Any] = [s.position, s.clock, s.roots, s.head, s.pool_addr, s.pool_leaf, s.pool_next, s.pool_data]
         if self.g.metadata == "client":
             arrays += [s.refs, s.spent, s.addr, s.slot]
         counts = s.free, s.used, self.keys.counter
