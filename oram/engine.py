@@ -76,7 +76,8 @@ class Engine:
             views = {region: backend.buffer(region) for region in scheme.regions()}
             self._buffer = views.__getitem__
         largest = max(shape.slot_size for shape in scheme.regions().values())
-        self._limit = min(GENERATION_BLOCKS // (largest // 16 + 4), 1 << COUNTER_BITS) - scheme.max_pages
+        blocks = GENERATION_BLOCKS // (largest // 16 + 4)
+        self._limit = min(max(blocks - scheme.max_pages, blocks // 2), (1 << COUNTER_BITS) - scheme.max_pages)
         self._pid = os.getpid()
         self._trouble: type[PoisonedError | StoreClosedError] | None = None
         self._lay_out()
