@@ -1,7 +1,7 @@
 """ObliviousStore: bytes keys and values over an oblivious array.
 
-Every method states its **Cost** (accesses; an access is one round trip to read and one to write) and what it **Leaks**: what the
-server learns beyond the number and time of accesses.
+Every method states its **Cost** (accesses; an access is one round trip to read and one to write, over a remote backend one for both) and what
+it **Leaks**: what the server learns beyond the number and time of accesses.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def create(
         ``record.OVERHEAD`` = 7, a key at most 65535 of them.
     keyed: False makes an array of blocks without a directory: only ``store.blocks`` can be used.
     cipher: "aes-256-gcm", or "aegis-256" (an Internet-Draft, not a standard; needs ``pip install oram[aegis]``).
-    tree_top: bytes of client memory, 16 MiB by default, for the levels of a Path tree that never leave the client. The client state on disk grows with it.
+    tree_top: bytes of client memory, 16 MiB by default, for the levels of a Path or Ring tree that never leave the client. The client state on disk grows with it.
     durability: of this handle. "sync" survives power loss (default where the backend is durable). "process" survives the death of the process;
         a power loss rolls the client back, which costs data **and obliviousness**: positions that were seen are used again.
         "none" needs ``close``: a crash loses the whole store.
@@ -159,7 +159,7 @@ def open(
     state: the directory that ``create`` was given, if it was.
 
     Always written, to the client state: the salt of a new generation. After a crash also the interrupted access, again as an access: its intent,
-    its slots and its commit. Where the client state lies apart over a backend that is not ATOMIC, the last write-back is written again. Regions of
+    its slots and its commit. Where the client state lies apart over a backend that is REMOTE or not ATOMIC, the last write-back is written again. Regions of
     unfinished ``load``, ``clear`` or ``rekey`` are dropped, and the server's copy of the header is mended.
 
     Raises StoreNotFoundError, StateMissingError, WrongKeyError, StoreLockedError, BackupError, UncleanShutdownError, IntegrityError (RollbackError,
@@ -183,7 +183,8 @@ def info(where: str | os.PathLike[str] | Backend, *, state: str | os.PathLike[st
 
     where, state: as for ``open``.
 
-    Returns a dict: ``format`` (1), ``store`` (the id, hex), ``scheme``, of a Path tree ``Z``, ``L``, ``T`` and ``h``, ``blocks``, ``block_size``,
+    Returns a dict: ``format`` (1), ``store`` (the id, hex), ``scheme``, of a Path tree ``Z``, ``L``, ``T`` and ``h``, of a Ring tree
+    ``Z``, ``A``, ``S``, ``L``, ``T``, ``metadata`` and, if it was given, ``xor``, ``blocks``, ``block_size``,
     ``blocks_per_value``, ``cipher``, ``keyed``, and ``kdf`` (name, salt and cost of the key's derivation); see "Header" in docs/formats.md.
 
     Raises StoreNotFoundError, StateMissingError, StoreLockedError (also while a handle has it open), IntegrityError if it is no header.
@@ -719,7 +720,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         visit: called between reads, so that slow code shows as time how many records a chunk has. It must not use the store: HandleError.
 
         The scan finishes even if ``visit`` raises; what it raised is raised then. ParameterError for a store without keys.
-        Cost: every slot read once, in index order; no write. Leaks: that a scan took place. Client memory: of a Path store one chunk of 8 MB,
+        Cost: every slot read once, in index order; no write. Leaks: that a scan took place. Client memory: of a Path or Ring store one chunk of 8 MB,
         and records of several blocks that are not complete yet; of a Linear store all of it.
         """
         with self._gate():
@@ -894,7 +895,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def flush(self) -> None:
         """Make everything acknowledged so far survive power loss. With durability "none" only until the next access, which
-        makes the checkpoint out of date again. Cost: no access. Leaks: that it took place.
+        makes the checkpoint out of date again. Cost: no access; over a remote backend the last access's write. Leaks: that it took place.
         """
         with self._gate():
             self._engine.check()
@@ -915,7 +916,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
     def close(self) -> None:
         """Leave the store so that it can be opened again. Idempotent. In a child of a fork it only lets go: the parent has the store.
 
-        Cost: no access; with durability "none" the client state is written. Leaks: that it was closed.
+        Cost: no access; with durability "none" the client state is written, over a remote backend the last access's write. Leaks: that it was closed.
         """
         if self._engine.forked:
             self._engine.retire()
