@@ -105,7 +105,8 @@ def create(
         ``record.OVERHEAD`` = 7, a key at most 65535 of them.
     keyed: False makes an array of blocks without a directory: only ``store.blocks`` can be used.
     cipher: "aes-256-gcm", or "aegis-256" (an Internet-Draft, not a standard; needs ``pip install oram[aegis]``).
-    tree_top: bytes of client memory, 16 MiB by default, for the levels of a Path or Ring tree that never leave the client. The client state on disk grows with it.
+    tree_top: bytes of client memory, 16 MiB by default, for the levels of a Path or Ring tree that never leave the client. The client
+        state on disk grows with it.
     durability: of this handle. "sync" survives power loss (default where the backend is durable). "process" survives the death of the process;
         a power loss rolls the client back, which costs data **and obliviousness**: positions that were seen are used again.
         "none" needs ``close``: a crash loses the whole store.
