@@ -17,14 +17,22 @@ from oram.params import PathGeometry
 from oram.store import ObliviousStore
 from oram.testing.faults import Crash, Storage, crash
 
-from .lives import PLACES, SCHEMES, Base, Content, blocks, content, keyed, open_store
+from .lives import IN_PARTS, PLACES, RINGS, SCHEMES, Base, Content, blocks, content, keyed, open_store
 
 PAIRS = [
-    *[("joint", scheme) for scheme in SCHEMES],
+    *[("joint", scheme) for scheme in SCHEMES if scheme not in RINGS],
     *[("apart", scheme) for scheme in ("path", "cached", "linear")],
     *[("unsynced", scheme) for scheme in ("stash", "linear")],
     *[("torn", scheme) for scheme in ("path", "cached", "linear")],
     *[("torn-reverse-unsynced", scheme) for scheme in ("stash", "linear")],
+    ("remote", "cached"),
+    ("remote-torn-unsynced", "path"),
+]
+RING_PAIRS = [
+    *[("joint", scheme) for scheme in ("ring", "ring-server")],
+    *[("apart", scheme) for scheme in ("ring-evicts", "ring-server")],
+    *[("remote", scheme) for scheme in RINGS],
+    *[(place, scheme) for place in IN_PARTS for scheme in ("ring-evicts", "ring-server")],
 ]
 NEW = [(b"k%d" % i, b"many%d" % i) for i in (2, 13, 5, 14, 2)]
 
@@ -130,6 +138,12 @@ def test_access(place: str, scheme: str, name: str) -> None:
     crash_everywhere(keyed(place, scheme), KEYED[name])
 
 
+@pytest.mark.parametrize(("place", "scheme"), RING_PAIRS)
+@pytest.mark.parametrize("name", ["overwrite", "delete_many"])
+def test_access_of_ring(place: str, scheme: str, name: str) -> None:
+    crash_everywhere(keyed(place, scheme), KEYED[name])
+
+
 @pytest.mark.parametrize("place", ["joint", "torn"])
 @pytest.mark.parametrize("name", ["put new", "delete", "put_many"])
 def test_access_of_several_blocks(place: str, name: str) -> None:
@@ -142,7 +156,12 @@ def test_blocks(place: str, scheme: str, name: str) -> None:
     crash_everywhere(blocks(place, scheme), BLOCKS[name])
 
 
-@pytest.mark.parametrize(("place", "scheme"), PAIRS)
+@pytest.mark.parametrize(("place", "scheme"), RING_PAIRS[::2])
+def test_blocks_of_ring(place: str, scheme: str) -> None:
+    crash_everywhere(blocks(place, scheme), BLOCKS["write_many"])
+
+
+@pytest.mark.parametrize(("place", "scheme"), [*PAIRS, ("joint", "ring-server"), ("remote", "ring")])
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_store(place: str, scheme: str, name: str) -> None:
     crash_everywhere(keyed(place, scheme), WHOLE[name])
