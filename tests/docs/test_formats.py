@@ -423,13 +423,13 @@ def ring_arrays(
         where, asked, draws, leaves, at = cut(f"{m}B"), cut(f"{m}I"), cut(f"{m}I"), cut(f"{m}I"), cut(f"{m}I")
         after = [cut(f"{g.B}s")[0] for _ in range(m)]
         online = [cut(f"{g.levels}H") for _ in range(m)] if g.client else []
-        written = cut(f"{r}q")
+        written = cut(f"{r}q") if g.client else ()
         placed = [list(cut(f"{Z}I")) for _ in range(r)]
-        slots = [list(cut(f"{Z}H")) for _ in range(r)]
+        slots = [list(cut(f"{Z}H")) for _ in range(r)] if g.client else []
         top = cut(f"{t}q")
         assert cut.done()
         assert list(written) == sorted(written)
-        assert (r, t)[g.client] == 0
+        assert t == 0 or not g.client
         for leaf, read in zip(leaves, online, strict=g.client):
             for b, slot in zip(g.on_path(leaf), read, strict=True):
                 if slot < g.n:
