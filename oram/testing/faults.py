@@ -117,10 +117,11 @@ class FaultBackend(XorBackend):
     """A backend whose steps fail when told to.
 
     inner: keeps the slots, and survives. state: a state file apart from the slots, that survives too; None for the one of ``inner``, if any.
-    atomic: if False, a ``write_all`` is one step a slot, so that a crash can tear it anywhere, or one for each ``part`` slots, where there are many.
-    reverse: the slots of such a write land last one first. unsynced: what the writes since the last ``sync`` replaced, in this life and before; a crash loses them (``inner`` must
-    have BUFFER), so that it is DURABLE. None: nothing is ever lost. remote: it says that it is REMOTE. The writes of an ``exchange`` are
-    steps of their own, and land before its read: whatever a crash leaves of a round trip is there after one of its steps.
+    atomic: if False, a ``write_all`` is one step a slot, so that a crash can tear it anywhere, or one for each ``part`` slots, where there are
+    many. reverse: the slots of such a write land last one first. unsynced: what the writes since the last ``sync`` replaced, in this life and
+    before; a crash loses them (``inner`` must have BUFFER), so that it is DURABLE. None: nothing is ever lost. remote: it says that it is REMOTE.
+    The writes of an ``exchange`` are steps of their own, and land before its read: whatever a crash leaves of a round trip is there after one
+    of its steps.
     """
 
     def __init__(
