@@ -16,6 +16,7 @@ from oram.schemes.path import PathORAM
 from oram.store import ObliviousStore
 from oram.testing.oracles import NonceSet, ViolationError, Watch, check, check_pool
 from oram.testing.randomness import Coins, pinned
+from oram.testing.remote import RemoteBackend
 from oram.testing.statistics import changed_everywhere, constant_lengths
 from oram.trace import TraceBackend
 
@@ -121,6 +122,25 @@ def test_invariants_and_nonces(scheme: Any, cipher: str) -> None:
         store = oram.open(backend, key=KEY, durability="process")
     assert seen.repeats == 0
     assert len(seen) > 100
+    assert dict(store.items()) == model
+
+
+@pytest.mark.parametrize("scheme", ["path", oram.RingParams(Z=4), oram.RingParams(Z=3, metadata="server")], ids=str)
+def test_a_write_back_that_waits(scheme: Any, tmp_path: Path) -> None:
+    """Between accesses a remote store is whole once its write-back has come; and over several generations no nonce repeats."""
+    remote = RemoteBackend(MemoryBackend())
+    place: dict[str, Any] = {"key": KEY, "state": tmp_path, "durability": "process"}
+    store = oram.create(remote, capacity=40, block_size=20, scheme=scheme, tree_top=0, **place)
+    seen, source, model = NonceSet(), random.Random(6), dict[bytes, bytes]()
+    for _ in range(2):
+        for turn in range(60):
+            mix(store, source, model, turn)
+            if turn % 5 == 0:
+                seen.add(check(store))
+        assert len(check(store).blocks) == len(model)
+        store.close()
+        store = oram.open(remote, **place)
+    assert seen.repeats == 0
     assert dict(store.items()) == model
 
 
