@@ -223,7 +223,8 @@ class Engine:
             self.backend.write_all(writes)
 
     def _delivered(self) -> None:
-        self._exposed = bool(self._pending) and self._synced and Capability.DURABLE in self.backend.capabilities
+        if self._pending:
+            self._exposed = self._synced and Capability.DURABLE in self.backend.capabilities
         self._pending = ()
 
     def deliver(self) -> None:
@@ -316,6 +317,9 @@ class Engine:
     ) -> None:
         """All of the client state at once, and what else belongs into the same transaction."""
         self.deliver()  # its journaled copy goes
+        if self._exposed:
+            self._exposed = False
+            self.backend.sync()
         self._lay_out()  # a bulk load, or an access that found the pool full, may have made new arrays
         self.journal.checkpoint(self.pieces, self.sequence, self.growth, puts=puts, deletes=deletes, writes=writes)
 

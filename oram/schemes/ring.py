@@ -157,7 +157,11 @@ class RingORAM:
         """Bytes of a record where every bucket on the paths is written anew."""
         g, m = self.geometry, requests.m
         buckets = (m + g.evictions(m)) * g.levels
-        rows = 8 * min(buckets, g.first) if self._server else 2 * m * g.levels + buckets * (8 + 6 * g.Z)
+        rows = (
+            4 * g.Z * buckets + 8 * min(buckets, g.first)
+            if self._server
+            else 2 * m * g.levels + buckets * (8 + 6 * g.Z)
+        )
         return _RECORD.size + SEED + m * (17 + g.B) + rows
 
     def _record(
@@ -173,14 +177,13 @@ class RingORAM:
             requests.pool[:m],
             requests.after[:m],
         ]
-        rewritten = 0 if self._server else plan.rewritten.size
         if self._server:
-            parts.append(roots)
+            parts += [written.addr, roots]
         else:  # what changes in the rows; those of the server are in its metadata
             online = np.where(plan.online < 0, n, plan.online % n).astype("<u2")
             parts += [online, plan.rewritten, written.addr, written.slot]
         clock = int(self._kernel.state.clock[0])
-        head = _RECORD.pack(m, rewritten, roots.size, clock, first_slot, first_meta)
+        head = _RECORD.pack(m, plan.rewritten.size, roots.size, clock, first_slot, first_meta)
         return head + b"".join(part.tobytes() for part in parts)
 
     def _parse(self, record: bytes) -> Record:
@@ -197,9 +200,9 @@ class RingORAM:
             ("<u4", m),
             ("u1", m * g.B),
             ("<u2", online),
-            ("<i8", rewritten),
+            ("<i8", 0 if self._server else rewritten),
             ("<u4", rewritten * g.Z),
-            ("<u2", rewritten * g.Z),
+            ("<u2", 0 if self._server else rewritten * g.Z),
             ("<i8", roots),
         ):
             part = np.frombuffer(record, dtype, count, at)
