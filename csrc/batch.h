@@ -36,7 +36,7 @@ static inline void first_requests(uint32_t m, const uint8_t *ops, const uint32_t
         const uint32_t c = table_cell(table, mask, addrs, addrs[r]);
         if (table[c] < 0) {
             table[c] = (int32_t)r;
-            path[r] = position[addrs[r]];
+            path[r] = position[addrs[r]] & leaf_mask; /* no other bits are there, but a slot is computed from it before anything is checked */
         }
         first[r] = table[c];
     }

@@ -27,7 +27,7 @@
 #define ORAM_TAMPERED (-1)
 #define ORAM_CIPHER_FAILED (-2)
 #define ORAM_POOL_FULL (-3)
-#define ORAM_BROKEN (-4) /* state was changed, and is no longer sound: give up the handle */
+#define ORAM_BROKEN (-4) /* state is not sound, and may have been changed: give up the handle */
 
 #define ORAM_NO_ROOM (-5) /* nothing was changed: give more scratch memory */
 

@@ -255,8 +255,11 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
         }
 
     /* How many blocks may have to join the pool, at most: checked before anything changes. */
-    for (uint32_t r = 0; r < m; r++)
-        if (s.first[r] == (int32_t)r) needed++;
+    for (uint32_t r = 0; r < m; r++) {
+        if (s.first[r] != (int32_t)r) continue;
+        if (p->position[addrs[r]] > leaf_mask) return ORAM_BROKEN; /* no leaf */
+        needed++;
+    }
     if (p->pool.cap - p->pool.used < needed) return ORAM_POOL_FULL;
     for (uint32_t i = 0; i < s.start[1]; i++) p->pool.head[slots[i]] = -1;
 

@@ -13,7 +13,9 @@ static uint32_t per_bucket(const oram_ring *p) { return p->Z + p->S; }
 static uint64_t first_bucket(const oram_ring *p) { return (uint64_t)1 << p->T; }
 static uint64_t all_slots(const oram_ring *p) { return (((uint64_t)2 << p->L) - first_bucket(p)) * per_bucket(p); }
 static uint32_t evictions(const oram_ring *p, uint32_t m) { return (m + p->A - 1) / p->A; }
-static uint32_t chain_of(const oram_ring *p, uint32_t leaf) { return leaf >> (p->L - p->T); }
+/* A leaf without its last bits, which may be all 32. */
+static uint32_t above(uint32_t leaf, uint32_t bits) { return (uint32_t)((uint64_t)leaf >> bits); }
+static uint32_t chain_of(const oram_ring *p, uint32_t leaf) { return above(leaf, p->L - p->T); }
 static size_t meta_plain(const oram_ring *p) { return 8 * (3 + (size_t)p->W) + 6 * (size_t)p->Z; }
 
 size_t oram_ring_most(const oram_ring *p, uint32_t m) { return ((size_t)m + evictions(p, m)) * levels(p); }
@@ -160,7 +162,7 @@ uint32_t oram_ring_buckets(const oram_ring *p, uint32_t m, const uint8_t *ops, c
     for (uint32_t j = 0; j < levels(p); j++) {
         const uint32_t level = p->T + j;
         for (uint32_t i = 0; i < leaves; i++) {
-            const uint64_t bucket = ((uint64_t)1 << level) + (s.leaves[i] >> (p->L - level)) - first_bucket(p);
+            const uint64_t bucket = ((uint64_t)1 << level) + above(s.leaves[i], p->L - level) - first_bucket(p);
             if (i == 0 || bucket != s.number[nodes - 1]) {
                 s.number[nodes] = number[nodes] = bucket;
                 s.parent[nodes] = j == 0 ? -1 : (int32_t)on_path(p, &s, i, j - 1);
@@ -414,17 +416,16 @@ static void append_list(scratch *s, int32_t *list, int32_t *end, int32_t other, 
     *end = other_end;
 }
 
-/* The deepest bucket evicted to on the path of a leaf: on one of the two nearest paths. */
-static uint32_t deepest(const oram_ring *p, const scratch *s, uint32_t leaf) {
+/* The deepest bucket evicted to on the path of a leaf: on one of the two nearest paths; -1 if there is none. */
+static int32_t deepest(const oram_ring *p, const scratch *s, uint32_t leaf) {
     const uint32_t at = lower_bound(s->evicted, s->count[2], leaf);
     uint32_t near = at == s->count[2] ? at - 1 : at;
     if (at > 0 && at < s->count[2]) {
         const uint32_t a = s->evicted[at - 1] ^ leaf, b = s->evicted[at] ^ leaf;
         if ((a == 0 ? 0 : 32 - (uint32_t)__builtin_clz(a)) <= (b == 0 ? 0 : 32 - (uint32_t)__builtin_clz(b))) near = at - 1;
     }
-    const uint32_t differ = s->evicted[near] ^ leaf;
-    const uint32_t common = p->L - (differ == 0 ? 0 : 32 - (uint32_t)__builtin_clz(differ));
-    return on_path(p, s, s->evict_at[near], common - p->T);
+    const uint32_t differ = s->evicted[near] ^ leaf, bits = differ == 0 ? 0 : 32 - (uint32_t)__builtin_clz(differ);
+    return bits > p->L - p->T ? -1 : (int32_t)on_path(p, s, s->evict_at[near], p->L - p->T - bits);
 }
 
 int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint32_t *draws,
@@ -443,7 +444,11 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
     if (keys->counter + (uint64_t)count * n + s.count[0] > (uint64_t)1 << ORAM_COUNTER_BITS) return ORAM_CIPHER_FAILED;
     int rc = open_all(p, keys, &s, m, online, fetched, sealed, present, in_place, folded, plain);
     if (rc != ORAM_OK) return rc;
-    for (uint32_t r = 0; r < m; r++) needed += s.first[r] == (int32_t)r;
+    for (uint32_t r = 0; r < m; r++) {
+        if (s.first[r] != (int32_t)r) continue;
+        if (p->position[addrs[r]] != path[r]) return ORAM_BROKEN; /* no leaf, or another plan */
+        needed++;
+    }
     if ((uint32_t)(p->pool.cap - p->pool.used) < needed) return ORAM_POOL_FULL;
 
     /* What was fetched: blocks asked for, and entries of the buckets they were in. */
@@ -471,7 +476,8 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
             s.addr[entries] = addr;
             s.pool[entries] = -1;
             s.source[entries] = block;
-            const uint32_t to = s.flags[u] & EVICT ? deepest(p, &s, p->position[addr]) : u;
+            const int32_t to = s.flags[u] & EVICT ? deepest(p, &s, p->position[addr]) : (int32_t)u;
+            if (to < 0) return ORAM_BROKEN; /* likewise: a block off its path */
             append(&s, &s.server[to], &s.server_end[to], entries++);
         }
     }
@@ -519,7 +525,8 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
             s.addr[entries] = p->pool.addr[q];
             s.pool[entries] = q;
             s.source[entries] = p->pool.data + (size_t)q * B;
-            const uint32_t to = deepest(p, &s, p->pool.leaf[q]);
+            const int32_t to = deepest(p, &s, p->pool.leaf[q]);
+            if (to < 0) return ORAM_BROKEN;
             append(&s, &s.client[to], &s.client_end[to], entries++);
         }
         p->pool.head[chain] = -1;
