@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from oram.engine import Engine
-from oram.params import PathGeometry
+from oram.params import PathGeometry, RingGeometry
 from oram.store import ObliviousStore
 from oram.testing.faults import Crash, Storage, crash
 
@@ -184,27 +184,47 @@ GROWING = {
 }
 
 
+def before_it_grows(make: Callable[[], Base], size: int) -> Base:
+    """A beginning whose pool has fewer slots than that: now and then chance has filled it before."""
+    for _ in range(20):
+        base = make()
+        if open_store(base.storage.copy().connect())._engine.growth < size:
+            return base
+    pytest.fail("it always grows before")
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", GROWING)
 def test_growth_of_the_pool(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PathGeometry, "pool_size", property(lambda g: 2))
-    base = blocks.__wrapped__(place, "stash")
+    base = before_it_grows(lambda: blocks.__wrapped__(place, "stash"), 16)
     backend = base.storage.copy().connect()
     store = open_store(backend)
-    assert store._engine.growth < 16
     GROWING[name].act(store)
     assert store._engine.growth >= 16
     assert "checkpoint" in backend.faults.steps
     crash_everywhere(base, GROWING[name])
 
 
+@pytest.mark.parametrize(
+    ("place", "scheme"),
+    [("joint", "ring"), ("remote", "ring"), ("remote-torn-in-parts", "ring"), ("remote", "ring-server")],
+)
+def test_growth_of_the_pool_of_ring(place: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RingGeometry, "pool_size", property(lambda g: 2))
+    monkeypatch.setitem(SCHEMES, scheme, (SCHEMES[scheme][0], 0))  # else most blocks are in the pool always
+    base = before_it_grows(lambda: blocks.__wrapped__(place, scheme), 16)
+    backend = base.storage.copy().connect()
+    GROWING["write"].act(open_store(backend))
+    assert "checkpoint" in backend.faults.steps
+    crash_everywhere(base, GROWING["write"])
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_growth_with_a_new_key(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PathGeometry, "pool_size", property(lambda g: 2))
-    base = keyed.__wrapped__(place, "stash")
+    base = before_it_grows(lambda: keyed.__wrapped__(place, "stash"), 14)
     items = [(b"k%d" % i, b"new") for i in range(14)]
-    store = open_store(base.storage.copy().connect())
-    assert store._engine.growth < 14
     crash_everywhere(base, Operation(lambda s: s.put_many(items), lambda m: m.update(items)))
 
 
