@@ -300,6 +300,10 @@ class Storage:
             part=self._part,
         )
 
+    def tear_in_parts(self, part: int) -> None:
+        """From the next life on."""
+        self._part = part
+
     def copy(self) -> Storage:
         """The same content, elsewhere."""
         other = Storage(
