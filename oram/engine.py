@@ -335,6 +335,7 @@ class Engine:
             self.checkpoint()
             self._ahead = False
         self.backend.sync()
+        self._exposed = False
         self.journal.file.sync()
 
     def settle(self) -> None:

@@ -74,7 +74,7 @@ class RingParams:
         if where not in ("client", "server"):
             found.append('metadata must be "client" or "server"')
         how: object = self.xor
-        if how not in (None, True, False):
+        if how is not None and not isinstance(how, bool):
             found.append("xor must be True, False or None")
         if found:
             return found
