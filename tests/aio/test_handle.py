@@ -273,8 +273,10 @@ asyncio.run(main())
 def test_the_end_of_a_program(tmp_path: Any, how: str) -> None:
     """Ctrl-C, and a store that nobody closed: the program ends by itself, and no acknowledged write is lost."""
     program = """
-import asyncio, itertools, sys
+import asyncio, itertools, signal, sys
 import oram.aio
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
 
 async def main():
     store = await oram.aio.create("lmdb:" + sys.argv[1], key=bytes(32), capacity=8, block_size=48, durability="process")
