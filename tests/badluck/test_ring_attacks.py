@@ -89,6 +89,20 @@ def put_state_back(storage: Storage, entries: list[tuple[bytes, bytes]]) -> None
 # --- what was acknowledged
 
 
+@pytest.mark.parametrize("scheme", [PathParams(), RingParams(Z=4), RingParams(Z=4, metadata="server")], ids=str)
+def test_a_state_without_the_last_access_of_a_session_that_died(scheme: SchemeParams) -> None:
+    """Its write-back had not left yet, so the server alone would not know; but the session left its mark when it began."""
+    storage = Storage(**REMOTE)
+    store, _ = created(storage, scheme)
+    store.close()
+    before = list(storage.state.scan(b""))
+    store = opened(storage)
+    store[b"k7"] = b"new"
+    put_state_back(storage, before)
+    with pytest.raises(StaleStateError):
+        opened(storage)
+
+
 @pytest.mark.parametrize("place", [{}, REMOTE], ids=["joint", "remote"])
 @every_ring
 def test_opening_again_and_again_loses_nothing(ring: str, place: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ class NativePath:
                 "N": g.N,
             },
         )
+        self._attached: PathState | None = None
         self._attach(state)
         self._reserve(1)
 
@@ -43,16 +44,20 @@ class NativePath:
         c = self._struct
         position, refs = writable("uint32_t[]", state.position), writable("uint64_t[]", state.refs)
         attach = attach_pool(c.pool, state)
-        # from here on no array is made, so that nothing can come between the arrays and their pointers
+        self._attached = (
+            None  # a signal may come between any two lines; until the last one C's counters are not the state's
+        )
         self._state = state
         c.position, c.refs = position, refs
         attach()
         self._pool = attach  # keeps the pointers' memory
+        self._attached = state
 
     @property
     def state(self) -> PathState:
         """The arrays, with the pool's counters brought up to date."""
-        self._state.free, self._state.used = self._struct.pool.free, self._struct.pool.used
+        if self._attached is self._state:
+            self._state.free, self._state.used = self._struct.pool.free, self._struct.pool.used
         return self._state
 
     @state.setter
@@ -63,6 +68,8 @@ class NativePath:
 
     def _reserve(self, m: int) -> None:
         self._capacity = -1  # C may not run before all memory is there, whatever interrupts us
+        if self._attached is not self._state:
+            self._attach(self._state)
         self._requests = NativeRequests(m, self._geometry.B)
         self._make_scratch()
 

@@ -56,6 +56,7 @@ class NativeRing:
         )
         self._c_count = ffi.new("uint32_t *")
         self._state = state
+        self._attached: RingState | None = None
         self._reserve(1)
 
     def _attach(self, state: RingState) -> None:
@@ -63,18 +64,22 @@ class NativeRing:
         fixed = {"position": "uint32_t[]", "clock": "uint64_t[]", "roots": "uint64_t[]"}
         pointers = {name: writable(kind, getattr(state, name)) for name, kind in {**ROWS, **fixed}.items()}
         attach = attach_pool(c.pool, state)
-        # from here on no array is made, so that nothing can come between the arrays and their pointers
+        self._attached = (
+            None  # a signal may come between any two lines; until the last one C's counters are not the state's
+        )
         self._state = state
         c.position, c.clock, c.roots = pointers["position"], pointers["clock"], pointers["roots"]
         c.refs, c.spent, c.addr, c.slot = pointers["refs"], pointers["spent"], pointers["addr"], pointers["slot"]
         c.children = pointers["children"]
         attach()
         self._pointers = pointers, attach  # keeps their memory
+        self._attached = state
 
     @property
     def state(self) -> RingState:
         """The arrays, with the pool's counters brought up to date."""
-        self._state.free, self._state.used = self._struct.pool.free, self._struct.pool.used
+        if self._attached is self._state:
+            self._state.free, self._state.used = self._struct.pool.free, self._struct.pool.used
         return self._state
 
     @state.setter
@@ -86,7 +91,7 @@ class NativeRing:
     def _reserve(self, m: int) -> None:
         self._capacity = -1  # C may not run before all memory is there, whatever interrupts us
         self._requests = NativeRequests(m, self._geometry.B, SEED)
-        g, state = self._geometry, self._state if not hasattr(self, "_pointers") else self.state
+        g, state = self._geometry, self.state
         if g.metadata == "server":
             for name, rows in RingState.rows(g, int(lib.oram_ring_most(self._struct, m))).items():
                 setattr(state, name, rows)
