@@ -271,7 +271,7 @@ class Engine:
         self.start()
         if (
             self._deferred and landed
-        ):  # a state older than this session, put back, must not pass for it: it has no key for this
+        ):  # an older state, put back, must not pass for this session's: it has no key for this
             self.backend.write_all([self.tick(self.sequence)])
         if not landed:
             last = records[-1]
@@ -354,8 +354,9 @@ class Engine:
         """Leave the store so that it can be opened again."""
         try:
             if self._trouble is None:
-                self.deliver()
-                if not self._logged:
+                if self._logged:
+                    self.deliver()
+                else:
                     self.flush()
         finally:
             self.retire()

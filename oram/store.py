@@ -61,6 +61,7 @@ from oram.params import (
     SchemeParams,
     SlotCost,
     check_shape,
+    check_tree_top,
     linear_is_cheaper,
     refuse,
 )
@@ -272,9 +273,7 @@ def _check(
     tree_top: int,
     has_items: bool,
 ) -> tuple[SchemeParams | None, Durability | None]:
-    problems = check_shape(capacity, block_size)
-    if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
-        problems.append("tree_top must be a number of bytes, 0 or more")
+    problems = check_shape(capacity, block_size) + check_tree_top(tree_top)
     if has_items and not keyed:
         problems.append("items need a keyed store")
     level = None

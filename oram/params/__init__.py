@@ -14,6 +14,7 @@ from oram.params.common import (
     TAG_SIZE,
     SlotCost,
     check_shape,
+    check_tree_top,
     refuse,
 )
 from oram.params.linear import LinearGeometry, LinearParams, linear_is_cheaper
@@ -43,6 +44,7 @@ __all__ = [
     "SchemeParams",
     "SlotCost",
     "check_shape",
+    "check_tree_top",
     "geometry_of",
     "linear_is_cheaper",
     "refuse",

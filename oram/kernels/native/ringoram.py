@@ -8,13 +8,12 @@ import numpy as np
 
 from oram.backends.base import Slots
 from oram.kernels._native import ffi, lib
-from oram.kernels.base import Keys, Requests, RingPlan, RingState, RingWrite
+from oram.kernels.base import RING_SEED, Keys, Requests, RingPlan, RingState, RingWrite
 from oram.kernels.native.cipher import NativeKeys, NoRoomError
 from oram.kernels.native.memory import NativeRequests, attach_pool, pointer, writable
 from oram.params import RingGeometry
 from oram.types import I64, U8, U64
 
-SEED = 32  # bytes
 _NOTHING = -1, -1, -1  # requests, buckets and rewritten buckets that the scratch memory is of
 ROWS = {
     "refs": "uint64_t[]",
@@ -45,15 +44,7 @@ class NativeRing:
         if coins == ffi.NULL:
             raise RuntimeError("libcrypto offers no AES-256-CTR here")
         self._struct.coins = self._coins = ffi.gc(coins, lib.oram_coins_free)
-        self._row_type = np.dtype(
-            [
-                ("children", "<u8", (2,)),
-                ("refs", "<u8"),
-                ("spent", "<u8", (g.words,)),
-                ("addr", "<u4", (g.Z,)),
-                ("slot", "<u2", (g.Z,)),
-            ]
-        )
+        self._row_type = RingState.row_type(g)
         self._c_count = ffi.new("uint32_t *")
         self._state = state
         self._attached: RingState | None = None
@@ -90,7 +81,7 @@ class NativeRing:
 
     def _reserve(self, m: int) -> None:
         self._capacity = -1  # C may not run before all memory is there, whatever interrupts us
-        self._requests = NativeRequests(m, self._geometry.B, SEED)
+        self._requests = NativeRequests(m, self._geometry.B, RING_SEED)
         g, state = self._geometry, self.state
         if g.metadata == "server":
             for name, rows in RingState.rows(g, int(lib.oram_ring_most(self._struct, m))).items():
@@ -148,7 +139,7 @@ class NativeRing:
         r = self._requests
         count = int(
             lib.oram_ring_plan(
-                self._struct, r.m, r.c_addresses, r.c_seed, self._c_path, self._c_online, self._c_rewritten,
+                self._struct, r.m, r.c_addresses, r.c_seed, self._c_online, self._c_rewritten,
                 self._c_fetched, self._c_scratch,
             )
         )  # fmt: skip
@@ -293,7 +284,5 @@ class NativeRing:
     def seal_rows(self, buckets: I64, rows: dict[str, Any]) -> U8:
         """Seal metadata."""
         g = self._geometry
-        plain = np.zeros(buckets.size, self._row_type)
-        for name in self._row_type.names or ():
-            plain[name] = rows[name]
+        plain = RingState.packed(g, rows)
         return self._seal(g.meta_plain, g.slots + buckets, np.arange(buckets.size), plain.view(np.uint8))
