@@ -19,7 +19,7 @@ from oram import kernels
 from oram.backends import MemoryBackend, Slots
 from oram.errors import ParameterError
 from oram.kernels.base import Op, PathState
-from oram.params import STASH_BOUND, PathGeometry
+from oram.params import STASH_BOUND, PathGeometry, SchemeParams
 from oram.params.ring import RING_STASH_BOUND
 from oram.testing.oracles import RingShadow
 from oram.types import U32
@@ -89,25 +89,20 @@ def test_z3_is_rejected_by_the_same_pins() -> None:
     assert sizes.max() > 15
 
 
+def alarm(scheme: SchemeParams, N: int, rounds: int) -> bool:
+    """Whether a store without cached levels raises the alarm after so many writes of every block."""
+    store = oram.create(
+        MemoryBackend(), key=bytes(32), capacity=N, block_size=1, keyed=False, scheme=scheme, tree_top=0
+    )
+    for _ in range(rounds):
+        for some in np.arange(N).reshape(-1, 64):
+            store.blocks.write_many(some, np.ones((some.size, 1), np.uint8))
+    return store.stats().stash_alarm
+
+
 def test_the_alarm_of_a_store() -> None:
     """Z = 4 does not raise it; Z = 1, where a quarter of the blocks find no place, does."""
-    alarms = {}
-    for Z in (4, 1):
-        store = oram.create(
-            MemoryBackend(),
-            key=bytes(32),
-            capacity=1 << 12,
-            block_size=1,
-            keyed=False,
-            scheme=oram.PathParams(Z=Z, page_levels=1),
-            tree_top=0,
-        )
-        blocks = np.arange(1 << 12)
-        for _ in range(5):
-            for first in range(0, 1 << 12, 64):
-                some = blocks[first : first + 64]
-                store.blocks.write_many(some, np.ones((some.size, 1), np.uint8))
-        alarms[Z] = store.stats().stash_alarm
+    alarms = {Z: alarm(oram.PathParams(Z=Z, page_levels=1), 1 << 12, 5) for Z in (4, 1)}
     assert alarms == {4: False, 1: True}
 
 
@@ -152,22 +147,6 @@ def test_ring_with_too_few_evictions_is_rejected_by_the_same_pins() -> None:
 
 def test_the_alarm_of_a_ring_store() -> None:
     """(4, 3, 6) does not raise it; Z = 1 does."""
-    alarms = {}
-    for Z in (4, 1):
-        with mock.patch.object(oram.RingParams, "problems", return_value=[]):
-            store = oram.create(
-                MemoryBackend(),
-                key=bytes(32),
-                capacity=1 << 10,
-                block_size=1,
-                keyed=False,
-                scheme=oram.RingParams(Z=Z, A=3, S=6),
-                tree_top=0,
-            )
-        blocks = np.arange(1 << 10)
-        for _ in range(3):
-            for first in range(0, 1 << 10, 64):
-                some = blocks[first : first + 64]
-                store.blocks.write_many(some, np.ones((some.size, 1), np.uint8))
-        alarms[Z] = store.stats().stash_alarm
+    with mock.patch.object(oram.RingParams, "problems", return_value=[]):
+        alarms = {Z: alarm(oram.RingParams(Z=Z, A=3, S=6), 1 << 10, 3) for Z in (4, 1)}
     assert alarms == {4: False, 1: True}

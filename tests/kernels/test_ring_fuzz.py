@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oram import kernels
 from oram.backends import Slots
-from oram.errors import ParameterError
 from oram.kernels.base import (
     KernelSet,
     Op,
@@ -29,17 +27,9 @@ from oram.kernels.base import (
 from oram.params import PathGeometry, RingGeometry
 from oram.types import I64
 
-try:
-    NATIVE: KernelSet | None = kernels.load("native")
-except ParameterError:
-    NATIVE = None
-REFERENCE = kernels.load("reference")
+from .common import NATIVE, REFERENCE, key_of, needs_native
 
-pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built here")
-
-
-def key_of(generation: int) -> bytes:
-    return generation.to_bytes(32, "big")
+pytestmark = needs_native
 
 
 class Sparse:
