@@ -336,7 +336,7 @@ class RedisBackend(XorBackend):
                 check_region(region, shape)
             except (UnicodeDecodeError, BackendError):
                 raise _damaged() from None
-            found[region] = _Region(self._names.of(number), number, shape)
+            found[region] = _Region.of(self._names, number, shape)
         if self._token is not None and any(found.get(region) != known for region, known in self._regions.items()):
             raise RollbackError("the server came back without regions that the store had")
         self._regions = found
@@ -346,7 +346,8 @@ class RedisBackend(XorBackend):
     def read(self, region: str, indices: I64) -> Slots:
         known = self._region(region)
         check_indices(known.shape, indices)
-        return self._exchange((), known, indices, None)
+        head = self._call(partial(self._fetch, known, indices)) if indices.size else []
+        return Slots(*_rows(head, indices.size, known.shape.slot_size))
 
     def read_xor(self, region: str, groups: I64, indices: I64) -> Slots:
         known = self._region(region)
@@ -469,7 +470,7 @@ class RedisBackend(XorBackend):
             self._token, self._fenced, self._armed = token, False, False
             try:
                 for number, slots in self._call(self._leftovers):
-                    self._sweep(_Region(self._names.of(number), number, RegionShape(slots, 1)))
+                    self._sweep(_Region.of(self._names, number, RegionShape(slots, 1)))
             except BaseException:
                 self.release()
                 raise
@@ -615,10 +616,10 @@ class RedisBackend(XorBackend):
 
     def _call(self, work: Callable[[], T], retry: float | None = None) -> T:
         """Run ``work``, which may run again over a new connection where this one breaks: see the head of this module."""
-        self._check()
+        self._check()  # before the lock, which somebody may have held at a fork
         with self._lock:
-            self._check()
-            if self._fenced:
+            if self._closed or self._fenced:
+                self._check()
                 raise FencedError("another client took the store over: close this handle")
             try:
                 return self._attempt(work)
@@ -728,10 +729,6 @@ class _Names:
         self.count = _pack(b"GET", self.fence)
         self.take_fold = _pack(b"GETDEL", self.fold)
 
-    def of(self, number: int) -> bytes:
-        """What the slots of a region begin with."""
-        return self.prefix + b"%08x:" % number
-
     def claim(self, token: bytes, milliseconds: bytes) -> bytes:
         return _pack(b"SET", self.lease, token, b"NX", b"PX", milliseconds)
 
@@ -740,22 +737,21 @@ class _Names:
 class _Region:
     """A region, and how its slots are called."""
 
-    prefix: bytes
     number: int
     shape: RegionShape
+    prefix: bytes
+    form: bytes  #: the key of a slot, but for its index
+    step: int  #: slots of one command
 
-    @property
-    def step(self) -> int:
-        """Slots of one command."""
-        return max(1, min(_CHUNK_KEYS, _CHUNK_BYTES // self.shape.slot_size))
-
-    @property
-    def _form(self) -> bytes:
-        return self.prefix + b"%%0%dx" % len(f"{self.shape.slots - 1:x}")
+    @classmethod
+    def of(cls, names: _Names, number: int, shape: RegionShape) -> Self:
+        prefix = names.prefix + b"%08x:" % number
+        form = prefix + b"%%0%dx" % len(f"{shape.slots - 1:x}")
+        return cls(number, shape, prefix, form, max(1, min(_CHUNK_KEYS, _CHUNK_BYTES // shape.slot_size)))
 
     def keys(self, indices: I64) -> list[bytes]:
         """The keys of these slots."""
-        form = self._form
+        form = self.form
         return [form % index for index in indices.tolist()]
 
     def chunks(self, step: int) -> Iterator[list[bytes]]:
@@ -840,8 +836,10 @@ class _Link:
                 wire.send_packed_command([b"".join(commands)], check_health=False)
             else:
                 wire.send_packed_command(commands, check_health=False)
-            return [self._reply() for _ in commands]
-        except redis.exceptions.RedisError as error:
+            # The parser itself: the connection's own method costs as much again, for each of the short replies of a transaction.
+            take = self._wire._get_parser().read_response
+            return [take(True) for _ in commands]
+        except (redis.exceptions.RedisError, OSError) as error:
             trouble = _trouble(error)
         except BaseException:
             self.drop()  # the replies that are still to come belong to nothing
@@ -850,12 +848,6 @@ class _Link:
             self._busy = False
         self.drop()
         raise trouble
-
-    def _reply(self) -> Any:
-        try:
-            return self._wire.read_response(disable_decoding=True)
-        except redis.exceptions.ResponseError as error:
-            return error
 
     def drop(self) -> None:
         """Close the connection, if any. In a child of the process that made it, its copy only."""
@@ -886,7 +878,7 @@ def _trouble(error: Exception) -> Exception:
     kinds = redis.exceptions
     if isinstance(error, kinds.AuthenticationError | kinds.AuthenticationWrongNumberOfArgsError):
         return BackendAccessError("the server refused the user or the password, or wants some")
-    if isinstance(error, kinds.ConnectionError | kinds.TimeoutError):
+    if isinstance(error, kinds.ConnectionError | kinds.TimeoutError | OSError):
         return _BrokenError(_reason(error))
     if isinstance(error, kinds.ResponseError):
         return _failure(error)
@@ -896,7 +888,7 @@ def _trouble(error: Exception) -> Exception:
 def _reason(error: Exception) -> str:
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return "it is loading its data"
-    cause = error.__cause__ or error.__context__
+    cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate does not hold ({cause.verify_message})"
     if isinstance(cause, ssl.SSLError):
@@ -962,7 +954,8 @@ def _pack(*words: bytes | memoryview) -> bytes:
 
 def _rows(replies: list[Any], count: int, size: int) -> tuple[U8, U8]:
     """The values of MGETs as an array (count, size), and which are there. IntegrityError where one is not ``size`` bytes long."""
-    present = np.ones(count, np.uint8)
+    present = np.empty(count, np.uint8)
+    present.fill(1)
     values: list[Any] = replies[0] if len(replies) == 1 else [value for reply in replies for value in reply]
     if len(values) != count:
         raise BackendError("the server answered something else than it was asked")
@@ -983,10 +976,12 @@ def _rows(replies: list[Any], count: int, size: int) -> tuple[U8, U8]:
 
 def _overlay(write: SlotWrite, indices: I64, data: U8, present: U8) -> None:
     """What a read after ``write`` would have got, in what one before it did."""
-    order = np.argsort(write.indices)
-    at = order[np.minimum(np.searchsorted(write.indices, indices, sorter=order), order.size - 1)]
-    hit = write.indices[at] == indices
-    data[hit], present[hit] = write.data[at[hit]], 1
+    order = write.indices.argsort()
+    ordered = write.indices[order]
+    at = ordered.searchsorted(indices)
+    hit = ordered.take(at, mode="clip") == indices
+    if hit.any():
+        data[hit], present[hit] = write.data[order[at[hit]]], 1
 
 
 _MULTI, _EXEC = (b"", b"") if _missing is not None else (_pack(b"MULTI"), _pack(b"EXEC"))
