@@ -91,8 +91,8 @@ USERNAME, PASSWORD = "ORAM_REDIS_USERNAME", "ORAM_REDIS_PASSWORD"
 #: Bounds of one command, so that neither side holds a large batch twice; a batch is still one transaction.
 _CHUNK_BYTES, _CHUNK_KEYS = 8 << 20, 1 << 16
 
-#: Up to here, one piece is sent instead of several: copying it costs less than a system call.
-_JOINED = 256 << 10
+#: Up to here, copying a command to its neighbours costs less than sending it by itself.
+_JOINED = 128 << 10
 
 #: Keys deleted by one command: below a millisecond of the server's time.
 _SWEEP = 1000
@@ -350,10 +350,7 @@ class RedisBackend(XorBackend):
         return Slots(*_rows(head, indices.size, known.shape.slot_size))
 
     def read_xor(self, region: str, groups: I64, indices: I64) -> Slots:
-        known = self._region(region)
-        check_groups(known.shape, groups)
-        check_indices(known.shape, indices)
-        return self._exchange((), known, indices, groups)
+        return self.exchange((), SlotRead(region, indices, groups))
 
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
         puts = self._puts(writes)
@@ -361,18 +358,15 @@ class RedisBackend(XorBackend):
             self._call(partial(self._transact, puts))
 
     def exchange(self, writes: Sequence[SlotWrite], reads: SlotRead) -> Slots:
-        known = self._region(reads.region)
-        check_indices(known.shape, reads.indices)
-        if reads.groups is not None:
-            check_groups(known.shape, reads.groups)
-        return self._exchange(writes, known, reads.indices, reads.groups)
-
-    def _exchange(self, writes: Sequence[SlotWrite], known: _Region, indices: I64, groups: I64 | None) -> Slots:
-        """One round trip for all of it.
+        """As the base class says, in one round trip.
 
         The plain read goes ahead of the transaction, so that its slots come down while those of the writes go up. It sees the past, and this
         client's own copies of what it writes take their places. The groups are folded in the transaction, behind the writes.
         """
+        known, indices, groups = self._region(reads.region), reads.indices, reads.groups
+        check_indices(known.shape, indices)
+        if groups is not None:
+            check_groups(known.shape, groups)
         size = known.shape.slot_size
         puts = self._puts(writes)
         which, folds = self._folds(known, groups)
@@ -384,7 +378,7 @@ class RedisBackend(XorBackend):
             head = self._call(partial(self._fetch, known, indices)) if indices.size else []
         data, present = _rows(head, indices.size, size)
         for write in writes:
-            if self._regions.get(write.region) is known and write.indices.size:
+            if write.region == reads.region and write.indices.size:
                 _overlay(write, indices, data, present)
         if groups is None:
             return Slots(data, present)
@@ -483,7 +477,7 @@ class RedisBackend(XorBackend):
         """Take the lease where nobody has it; returns the number of this taking."""
         names = self._names
         start = time.monotonic()
-        _, holder, fence, left = self._ask([names.watch, names.holder, names.count, _pack(b"PTTL", names.lease)])
+        _, _, holder, fence, left = self._ask([*names.look, _pack(b"PTTL", names.lease)])
         if holder == token:  # an earlier attempt took it, and its answer was lost
             number = _integer(fence)
         elif holder is not None:
@@ -562,7 +556,7 @@ class RedisBackend(XorBackend):
         """
         names = self._names
         for _ in range(_ATTEMPTS):
-            _, holder, count = self._ask([names.watch, names.holder, names.count])
+            _, _, holder, count = self._ask(names.look)
             if self._token is None:
                 if holder is not None:
                     raise StoreLockedError("another client has the store open")
@@ -725,8 +719,9 @@ class _Names:
             self.prefix + kind for kind in (b"lease", b"fence", b"regions", b"dropped", b"fold")
         )
         self.watch = _pack(b"WATCH", self.lease)
+        # A watch that was touched fails the next transaction, also one behind a further WATCH.
+        self.look = [_pack(b"UNWATCH"), self.watch, _pack(b"GET", self.lease), _pack(b"GET", self.fence)]
         self.holder = _pack(b"GET", self.lease)
-        self.count = _pack(b"GET", self.fence)
         self.take_fold = _pack(b"GETDEL", self.fold)
 
     def claim(self, token: bytes, milliseconds: bytes) -> bytes:
@@ -832,10 +827,7 @@ class _Link:
             raise HandleError("this backend is in use by one of its own calls")
         self._busy = True
         try:
-            if len(commands) > 1 and sum(map(len, commands)) <= _JOINED:
-                wire.send_packed_command([b"".join(commands)], check_health=False)
-            else:
-                wire.send_packed_command(commands, check_health=False)
+            wire.send_packed_command(_joined(commands), check_health=False)
             # The parser itself: the connection's own method costs as much again, for each of the short replies of a transaction.
             take = self._wire._get_parser().read_response
             return [take(True) for _ in commands]
@@ -950,6 +942,20 @@ def _array(reply: Any, length: int | None = None) -> list[Any]:
 def _pack(*words: bytes | memoryview) -> bytes:
     packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub says a tuple of one
     return packed
+
+
+def _joined(commands: list[bytes]) -> list[bytes]:
+    """The same bytes in few pieces: each costs a system call, and a packet. Large ones are not copied."""
+    pieces: list[bytes] = []
+    small: list[bytes] = []
+    for command in commands:
+        if len(command) <= _JOINED:
+            small.append(command)
+        else:
+            pieces += (b"".join(small), command)
+            small.clear()
+    pieces.append(b"".join(small))
+    return [piece for piece in pieces if piece]
 
 
 def _rows(replies: list[Any], count: int, size: int) -> tuple[U8, U8]:

@@ -168,6 +168,8 @@ class _Connection:
                 data = b""
             flight.put((time.perf_counter(), data))
             if not data:
+                if source is self._server:
+                    source.close()
                 return
 
     def _give(self, target: socket.socket, flight: _Flight, pass_on: Callable[[socket.socket, bytes], bool]) -> None:
@@ -177,6 +179,9 @@ class _Connection:
             if not data:
                 with suppress(OSError):
                     target.shutdown(socket.SHUT_WR)
+                if target is self._client:
+                    self._forget()
+                    target.close()
                 return
             due = came
             if self._proxy.rate is not None:
@@ -234,13 +239,16 @@ class _Connection:
 
     def reset(self) -> None:
         """End both connections without a farewell."""
-        with self._proxy._lock:
-            if self in self._proxy._open:
-                self._proxy._open.remove(self)
+        self._forget()
         _reset(self._client)
         with suppress(OSError):
             self._server.shutdown(socket.SHUT_WR)  # after what was sent to it, which it is to get
         # the thread that reads from the server closes it when the server ends it
+
+    def _forget(self) -> None:
+        with self._proxy._lock:
+            if self in self._proxy._open:
+                self._proxy._open.remove(self)
 
 
 def _reset(connection: socket.socket) -> None:

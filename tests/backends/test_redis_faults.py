@@ -1,0 +1,816 @@
+"""What goes wrong between a client and a Redis server, each against a real one: a typed error, and nothing lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis as redis_py
+
+import oram
+from oram.backends import Backend, RedisBackend, RegionShape, SlotRead, SlotWrite
+from oram.errors import (
+    BackendAccessError,
+    BackendError,
+    BackendFullError,
+    BackendReadOnlyError,
+    BackendUnavailableError,
+    BackendWarning,
+    FencedError,
+    ForkedStoreError,
+    IntegrityError,
+    RollbackError,
+    StoreLockedError,
+)
+from oram.testing.proxy import Proxy
+from oram.testing.servers import Server, free_port, redis_server
+from oram.types import I64, U8
+
+SHAPE = RegionShape(64, 200)
+ALL = np.arange(SHAPE.slots)
+CLOCK = RegionShape(1, 64)
+
+
+def slots(*indices: int) -> I64:
+    return np.array(indices, dtype=np.int64)
+
+
+def rows(seed: int, count: int, size: int = SHAPE.slot_size) -> U8:
+    return np.random.default_rng(seed).integers(1, 256, (count, size), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that tests leave as it was."""
+    with redis_server(tmp_path_factory.mktemp("shared")) as server:
+        yield server
+
+
+@pytest.fixture
+def name() -> str:
+    return secrets.token_hex(8)
+
+
+def admin(server: Server, **options: Any) -> redis_py.Redis:
+    if server.socket_path is not None:
+        return redis_py.Redis(unix_socket_path=str(server.socket_path), **options)
+    return redis_py.Redis(port=server.port, **options)
+
+
+def through(proxy: Proxy, name: str, query: str = "timeout=5&retry=10&lease=60") -> str:
+    return f"redis://127.0.0.1:{proxy.port}/0?name={name}&{query}"
+
+
+def filled(backend: Backend) -> U8:
+    data = rows(0, SHAPE.slots)
+    backend.allocate("tree", SHAPE)
+    backend.allocate("clock", CLOCK)
+    backend.write("tree", ALL, data)
+    return data
+
+
+def check(server: Server, name: str, data: U8) -> None:
+    """Compare the region with ``data`` over a connection of its own."""
+    with RedisBackend(server.url(name)) as other:
+        read = other.read("tree", ALL)
+        assert read.present.all()
+        assert np.array_equal(read.data, data)
+
+
+@contextlib.contextmanager
+def monitor(server: Server) -> Iterator[list[list[bytes]]]:
+    """The commands that a server gets meanwhile, but those of this context."""
+    seen: list[list[bytes]] = []
+    watcher = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    watcher.sendall(b"*1\r\n$7\r\nMONITOR\r\n")
+    log = watcher.makefile("rb")
+    assert log.readline() == b"+OK\r\n"
+    yield seen
+    mark = secrets.token_hex(8)
+    with contextlib.closing(admin(server)) as client:
+        client.echo(mark)
+    for line in log:
+        if mark.encode() in line:
+            break
+        words = line.split(b'] "', 1)[1].rstrip(b'\r\n"').split(b'" "')
+        if words[0].upper() not in (b"CLIENT", b"HELLO"):
+            seen.append(words)
+    log.close()
+    watcher.close()
+
+
+# No connection
+
+
+def test_refused() -> None:
+    start = time.monotonic()
+    with pytest.raises(BackendUnavailableError, match="Connection refused"):
+        RedisBackend(f"redis://127.0.0.1:{free_port()}?retry=60")
+    assert time.monotonic() - start < 5  # the first connection is tried once
+
+
+def test_no_such_socket(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailableError, match="No such file"):
+        RedisBackend(f"unix://{tmp_path}/none")
+
+
+def test_no_answer() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(BackendUnavailableError, match="timed out"):
+            RedisBackend(f"redis://127.0.0.1:{silent.getsockname()[1]}?timeout=0.2")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*2\r\n:1\r\n", b"$-7\r\n", b":1\r\n" * 50, b"+hello\r\n" * 50]
+)
+def test_something_else_answers(answer: bytes) -> None:
+    """Whatever it says, an error of ours."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(10)
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1000):
+                        pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises((BackendError, IntegrityError)):
+            RedisBackend(f"redis://127.0.0.1:{listener.getsockname()[1]}?timeout=2")
+        thread.join()
+
+
+def test_a_hung_server(tmp_path: Path, name: str) -> None:
+    with redis_server(tmp_path) as server, RedisBackend(server.url(name, query="timeout=0.3&retry=0.5")) as backend:
+        data = filled(backend)
+        os.kill(server.pid, signal.SIGSTOP)
+        with pytest.raises(BackendUnavailableError, match="timed out"):
+            backend.read("tree", ALL)
+        with pytest.raises(BackendUnavailableError, match="timed out"):
+            backend.write("tree", slots(1), rows(9, 1))
+        os.kill(server.pid, signal.SIGCONT)
+        data[1:2] = rows(9, 1)
+        backend.write("tree", slots(1), data[1:2])
+        assert np.array_equal(backend.read("tree", ALL).data, data)
+
+
+# A connection that breaks in the middle
+
+
+def exchange(backend: RedisBackend, seed: int) -> U8:
+    """A write-back with the next read, and what it read."""
+    writes = (
+        SlotWrite("tree", slots(1, 2, 3), rows(seed, 3)),
+        SlotWrite("clock", slots(0), rows(seed, 1, 64)),
+    )
+    result = backend.exchange(writes, SlotRead("tree", slots(0, 1, 2, 50), slots(1, 2, 3, 60)[np.newaxis]))
+    assert result.folded is not None
+    return np.concatenate((result.data, result.folded))
+
+
+def expected(data: U8, seed: int) -> U8:
+    data[1:4] = rows(seed, 3)
+    fold = data[1] ^ data[2] ^ data[3] ^ data[60]
+    return np.concatenate((data[[0, 1, 2, 50]], fold[np.newaxis]))
+
+
+def test_a_cut_anywhere_in_an_exchange(shared: Server, name: str) -> None:
+    """At every eleventh byte in either direction: the same answer, and the same slots."""
+    with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
+        data = filled(backend)
+        backend.acquire()
+        for seed, (way, at) in enumerate([(way, at) for way in ("up", "down") for at in range(1, 1100, 11)]):
+            proxy.cut(**{way: at})
+            assert np.array_equal(exchange(backend, seed), expected(data, seed))
+        assert proxy.connections > 150
+        check(shared, name, data)
+        with RedisBackend(shared.url(name)) as other:
+            assert np.array_equal(other.read("clock", slots(0)).data, rows(199, 1, 64))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("command", [b"MULTI", b"EXEC", b"MSET", b"MGET", b"BITOP", b"GETDEL", b"WATCH"])
+def test_a_cut_around_each_command(shared: Server, name: str, when: str, command: bytes) -> None:
+    with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
+        data = filled(backend)
+        backend.acquire()
+        exchange(backend, 1)
+        proxy.cut(**{when: command})  # type: ignore[arg-type]
+        assert np.array_equal(exchange(backend, 7), expected(data, 7))
+        assert proxy.fired.wait(5)
+        check(shared, name, data)
+
+
+def test_the_server_sees_the_same_again(shared: Server, name: str) -> None:
+    """After a cut, in which the answer is lost: the same commands with the same bytes, and nothing about what was in the slots."""
+    with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
+        filled(backend)
+        backend.acquire()
+        exchange(backend, 3)
+        with monitor(shared) as quiet:
+            exchange(backend, 5)
+        proxy.cut(after=b"EXEC")
+        with monitor(shared) as twice:
+            exchange(backend, 5)
+        assert proxy.fired.wait(5)
+        first, rest = twice[: len(quiet)], twice[len(quiet) :]
+        assert first == quiet
+        assert rest[-len(quiet) :] == quiet
+        reconnected = {words[0] for words in rest[: -len(quiet)]}
+        assert reconnected <= {b"CONFIG", b"INFO", b"WAITAOF", b"HGETALL", b"UNWATCH", b"WATCH", b"GET"}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_cut_in_everything_else(shared: Server, name: str, when: str) -> None:
+    with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
+
+        def cut(command: bytes, work: Callable[[], object]) -> None:
+            proxy.cut(**{when: command})  # type: ignore[arg-type]
+            work()
+            assert proxy.fired.wait(5), command
+
+        cut(b"SET", backend.acquire)
+        with RedisBackend(shared.url(name)) as other, pytest.raises(StoreLockedError):
+            other.acquire()
+        cut(b"HINCRBY", lambda: backend.allocate("tree", SHAPE))
+        cut(b"HSETNX", lambda: backend.allocate("clock", CLOCK))
+        cut(b"HGETALL", lambda: backend.allocate("more", SHAPE))
+        assert dict(backend.regions()) == {"tree": SHAPE, "clock": CLOCK, "more": SHAPE}
+        cut(b"MSET", lambda: backend.write("tree", ALL, rows(1, 64)))
+        cut(b"MSET", lambda: backend.write("more", ALL, rows(2, 64)))
+        cut(b"MGET", lambda: backend.read("tree", ALL))
+        cut(b"HDEL", lambda: backend.drop("more"))
+        backend.allocate("more", SHAPE)
+        assert not backend.read("more", ALL).present.any()
+        backend.write("more", ALL, rows(3, 64))
+        cut(b"UNLINK", lambda: backend.drop("more"))
+        cut(b"WAITAOF", backend.sync)
+        check(shared, name, rows(1, 64))
+        cut(b"DEL", backend.release)
+        with RedisBackend(shared.url(name)) as other:
+            other.acquire()
+            with contextlib.closing(admin(shared)) as client:
+                assert not client.exists(f"{{{name}}}:dropped")
+
+
+def test_the_net_is_gone_for_a_while(shared: Server, name: str) -> None:
+    with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
+        data = filled(backend)
+        backend.acquire()
+        proxy.down()
+        back = threading.Timer(0.7, proxy.up)
+        back.start()
+        start = time.monotonic()
+        data[5:6] = rows(5, 1)
+        backend.write("tree", slots(5), data[5:6])
+        assert time.monotonic() - start > 0.5
+        back.join()
+        check(shared, name, data)
+
+
+def test_the_net_is_gone_for_too_long(shared: Server, name: str) -> None:
+    with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name, "retry=0.3&lease=60")) as backend:
+        data = filled(backend)
+        backend.acquire()
+        proxy.down()
+        for _ in range(2):
+            with pytest.raises(BackendUnavailableError, match="Connection refused"):
+                backend.write("tree", slots(5), rows(5, 1))
+        check(shared, name, data)
+        proxy.up()
+        data[5:6] = rows(5, 1)
+        backend.write("tree", slots(5), data[5:6])
+        check(shared, name, data)
+
+
+def test_an_interrupt_in_a_reply(shared: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replies that are still to come are not taken for those of the next call."""
+    with RedisBackend(shared.url(name)) as backend:
+        data = filled(backend)
+        parser = backend._link._wire._get_parser()
+        take = parser.read_response
+        left = [2]
+
+        def interrupted(decode: bool) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return take(decode)
+
+        monkeypatch.setattr(parser, "read_response", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            backend.write("tree", slots(5), rows(5, 1))
+        monkeypatch.undo()
+        data[5:6] = rows(5, 1)
+        assert np.array_equal(backend.read("tree", ALL).data, data)
+
+
+# The server
+
+
+def test_a_restart_in_the_middle(tmp_path: Path, name: str) -> None:
+    with redis_server(tmp_path, appendfsync="always") as server:
+        with RedisBackend(server.url(name, query="retry=20&lease=60")) as backend:
+            data = filled(backend)
+            backend.acquire()
+            for seed in range(3):
+                backend.write("tree", slots(5, 6), rows(seed, 2))
+                data[5:7] = rows(seed, 2)
+                server.kill()
+                start = threading.Timer(0.2, server.start)
+                start.start()
+                exchange(backend, seed)
+                expected(data, seed)
+                start.join()
+            with RedisBackend(server.url(name)) as other, pytest.raises(StoreLockedError):
+                other.acquire()
+            assert np.array_equal(backend.read("tree", ALL).data, data)
+        check(server, name, data)
+
+
+@pytest.mark.filterwarnings("ignore::oram.errors.BackendWarning")
+def test_a_restart_that_forgot(tmp_path: Path, name: str) -> None:
+    """A server without a log comes back empty: the owner is told, and writes nothing to it."""
+    with redis_server(tmp_path, appendonly="no") as server:
+        with RedisBackend(server.url(name, query="retry=20")) as backend:
+            filled(backend)
+            backend.acquire()
+            server.kill()
+            server.start()
+            for _ in range(2):
+                with pytest.raises(RollbackError):
+                    backend.read("tree", ALL)
+                with pytest.raises(RollbackError):
+                    backend.write("tree", slots(1), rows(1, 1))
+        with contextlib.closing(admin(server)) as client:
+            assert client.dbsize() == 0
+
+
+def test_full(tmp_path: Path, name: str) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        contextlib.closing(admin(server)) as client,
+        RedisBackend(server.url(name)) as backend,
+    ):
+        data = filled(backend)
+        backend.allocate("big", RegionShape(64, 1 << 20))
+        backend.acquire()
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + (4 << 20))
+        writes = (SlotWrite("tree", slots(0), rows(9, 1)), SlotWrite("big", slots(0), rows(9, 1, 1 << 20)))
+        with pytest.raises(BackendFullError):
+            for index in range(64):
+                backend.write("big", slots(index), rows(index, 1, 1 << 20))
+        with pytest.raises(BackendFullError):
+            backend.write_all(writes)
+        with pytest.raises(BackendFullError):
+            backend.exchange(writes, SlotRead("tree", ALL))
+        assert np.array_equal(backend.read("tree", ALL).data, data)
+        client.config_set("maxmemory", 0)
+        backend.write_all(writes)
+        data[0:1] = rows(9, 1)
+        assert np.array_equal(backend.read("tree", ALL).data, data)
+
+
+def test_a_replica(tmp_path: Path, name: str) -> None:
+    with redis_server(tmp_path / "primary") as primary, redis_server(tmp_path / "replica") as replica:
+        with RedisBackend(primary.url(name)) as backend:
+            filled(backend)
+        with contextlib.closing(admin(replica)) as client:
+            client.replicaof("127.0.0.1", primary.port)
+            with pytest.raises(BackendReadOnlyError):
+                RedisBackend(replica.url(name))
+
+
+def test_a_primary_that_became_a_replica(tmp_path: Path, name: str) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        contextlib.closing(admin(server)) as client,
+        RedisBackend(server.url(name, query="retry=0.2")) as backend,
+    ):
+        data = filled(backend)
+        backend.acquire()
+        client.replicaof("127.0.0.1", free_port())
+        for _ in range(2):
+            with pytest.raises(BackendReadOnlyError):
+                backend.write("tree", slots(1), rows(1, 1))
+        client.replicaof("NO", "ONE")  # type: ignore[arg-type]
+        backend.write("tree", slots(1), rows(1, 1))
+        data[1:2] = rows(1, 1)
+        assert np.array_equal(backend.read("tree", ALL).data, data)
+
+
+def test_too_few_replicas(tmp_path: Path, name: str) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        contextlib.closing(admin(server)) as client,
+        RedisBackend(server.url(name)) as backend,
+    ):
+        data = filled(backend)
+        client.config_set("min-replicas-to-write", 1)
+        with pytest.raises(BackendReadOnlyError, match="NOREPLICAS"):
+            backend.write("tree", slots(1), rows(1, 1))
+        assert np.array_equal(backend.read("tree", ALL).data, data)
+        client.config_set("min-replicas-to-write", 0)
+
+
+# What a server is told
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [("maxmemory-policy", "allkeys-lru", "noeviction"), ("appendonly", "no", "appendonly is off")],
+)
+def test_settings_that_lose_slots(tmp_path: Path, setting: str, value: str, message: str) -> None:
+    with redis_server(tmp_path, **{setting: value}) as server:
+        with pytest.warns(BackendWarning, match=message):
+            backend = RedisBackend(server.url())
+        backend.close()
+
+
+def test_replicas_that_need_not_be_there(tmp_path: Path) -> None:
+    with redis_server(tmp_path / "primary") as primary, redis_server(tmp_path / "replica") as replica:
+        with contextlib.closing(admin(replica)) as client, contextlib.closing(admin(primary)) as other:
+            client.replicaof("127.0.0.1", primary.port)
+            while not other.info("replication")["connected_slaves"]:
+                time.sleep(0.05)
+        with pytest.warns(BackendWarning, match="min-replicas-to-write"):
+            backend = RedisBackend(primary.url())
+        backend.close()
+
+
+def test_a_server_that_must_not_be_asked(tmp_path: Path, name: str) -> None:
+    """Where CONFIG, INFO and WAITAOF are forbidden there is no warning and no error."""
+    with redis_server(tmp_path, appendonly="no", maxmemory_policy="allkeys-lru") as server:
+        with contextlib.closing(admin(server)) as client:
+            client.execute_command("ACL", "SETUSER", "default", "-config", "-info", "-waitaof")
+        with RedisBackend(server.url(name)) as backend:
+            filled(backend)
+            backend.sync()
+
+
+def test_sync_waits_for_the_disk(tmp_path: Path, name: str) -> None:
+    """With WAITAOF, behind a write of this connection, which it would not wait for otherwise."""
+    with redis_server(tmp_path) as server, RedisBackend(server.url(name)) as backend:
+        filled(backend)
+        with monitor(server) as seen:
+            backend.sync()
+        assert [words[0] for words in seen] == [b"WAITAOF"]
+        backend._link.drop()
+        with monitor(server) as seen:
+            backend.sync()
+        names = [words[0] for words in seen]
+        assert names.index(b"HINCRBY") < len(names) - 1
+        assert names[-1] == b"WAITAOF"
+        assert seen[-1][1:3] == [b"1", b"0"]
+
+
+def test_sync_that_flushed_already(tmp_path: Path, name: str) -> None:
+    with redis_server(tmp_path, appendfsync="always") as server, RedisBackend(server.url(name)) as backend:
+        filled(backend)
+        with monitor(server) as seen:
+            backend.sync()
+        assert seen == []
+
+
+# Slots that somebody changed
+
+
+@pytest.mark.parametrize("length", [0, 199, 201, 5000])
+def test_a_slot_of_another_length(shared: Server, name: str, length: int) -> None:
+    with RedisBackend(shared.url(name)) as backend:
+        filled(backend)
+        backend.acquire()
+        with contextlib.closing(admin(shared)) as client:
+            (key,) = client.keys(f"{{{name}}}:*:07")
+            for whole in range(2):
+                client.set(key, bytes(length))
+                with pytest.raises(IntegrityError):
+                    backend.read("tree", ALL if whole else slots(7))
+            with pytest.raises(IntegrityError):
+                backend.exchange((SlotWrite("tree", slots(1), rows(1, 1)),), SlotRead("tree", slots(7)))
+            if length > 200:
+                with pytest.raises(IntegrityError):
+                    backend.read_xor("tree", slots(6, 7)[np.newaxis], slots())
+        backend.write("tree", slots(7), rows(1, 1))
+        assert np.array_equal(backend.read("tree", slots(7)).data, rows(1, 1))
+
+
+def test_keys_of_another_type(shared: Server, name: str) -> None:
+    with RedisBackend(shared.url(name)) as backend, contextlib.closing(admin(shared)) as client:
+        filled(backend)
+        (key,) = client.keys(f"{{{name}}}:*:07")
+        client.delete(key)
+        client.lpush(key, b"x")
+        assert backend.read("tree", slots(6, 7)).present.tolist() == [1, 0]  # MGET says so; the store misses its slot
+        with pytest.raises(IntegrityError):
+            backend.read_xor("tree", slots(6, 7)[np.newaxis], slots())
+        client.delete(f"{{{name}}}:regions")
+        client.set(f"{{{name}}}:regions", b"x")
+        with pytest.raises(IntegrityError):
+            RedisBackend(shared.url(name))
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"1", b"1 2", b"1 0 3", b"1 -1 3", b"x y z", b"1 2 3 4", b"1 2 3\n", b"9" * 50]
+)
+def test_a_changed_shape(shared: Server, name: str, record: bytes) -> None:
+    with contextlib.closing(admin(shared)) as client:
+        client.hset(f"{{{name}}}:regions", "tree", record)
+    with pytest.raises(IntegrityError):
+        RedisBackend(shared.url(name))
+
+
+def test_shapes_that_change_under_the_owner(shared: Server, name: str) -> None:
+    """The server's word counts at each connection, and the owner's memory beside it."""
+    with RedisBackend(shared.url(name)) as backend, contextlib.closing(admin(shared)) as client:
+        filled(backend)
+        backend.acquire()
+        client.hdel(f"{{{name}}}:regions", "clock")
+        backend._link.drop()
+        with pytest.raises(RollbackError):
+            backend.read("tree", ALL)
+
+
+# The lease
+
+
+def test_a_second_client_is_refused(shared: Server, name: str) -> None:
+    with RedisBackend(shared.url(name)) as first, RedisBackend(shared.url(name)) as second:
+        data = filled(first)
+        first.acquire()
+        second = RedisBackend(shared.url(name))
+        with pytest.raises(StoreLockedError, match=r"expires in \d+ s"):
+            second.acquire()
+        assert np.array_equal(second.read("tree", ALL).data, data)
+        for refused in (
+            lambda: second.write("tree", slots(0), rows(1, 1)),
+            lambda: second.drop("tree"),
+            lambda: second.allocate("other", SHAPE),
+        ):
+            with pytest.raises(StoreLockedError):
+                refused()
+        assert np.array_equal(first.read("tree", ALL).data, data)
+        first.close()
+        second.acquire()
+        assert np.array_equal(second.read("tree", ALL).data, data)
+        second.close()
+
+
+def expire(server: Server, name: str) -> None:
+    """What the end of the lease's time does."""
+    with contextlib.closing(admin(server)) as client:
+        client.delete(f"{{{name}}}:lease")
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_client_that_lost_the_lease_writes_nothing(shared: Server, name: str, renewed: bool) -> None:
+    old, new = RedisBackend(shared.url(name)), RedisBackend(shared.url(name))
+    data = filled(old)
+    old.acquire()
+    old.write("tree", slots(3), data[3:4])
+    expire(shared, name)
+    new.acquire()
+    data[3:4] = rows(33, 1)
+    new.write("tree", slots(3), data[3:4])
+    if renewed:
+        old._renew_at = 0.0
+    with monitor(shared) as seen, pytest.raises(FencedError):
+        old.exchange((SlotWrite("tree", slots(3, 4), rows(1, 2)),), SlotRead("tree", ALL))
+    assert all(words[0] != b"SET" for words in seen)
+    with monitor(shared) as seen:
+        for work in (
+            lambda: old.write("tree", slots(3), rows(1, 1)),
+            lambda: old.read("tree", ALL),
+            lambda: old.read_xor("tree", slots(1, 2)[np.newaxis], slots()),
+            lambda: old.drop("tree"),
+            lambda: old.allocate("other", SHAPE),
+        ):
+            with pytest.raises(FencedError):
+                work()
+    assert seen == []  # it does not even ask
+    check(shared, name, data)
+    old.close()
+    new.write("tree", slots(3), data[3:4])  # closing the old one did not take the lease from the new one
+    new.close()
+
+
+def test_a_reader_that_lost_the_lease(shared: Server, name: str) -> None:
+    """It is told so, before it takes another's slots for changed ones; a fold leaves nothing behind."""
+    for work in (
+        lambda old: old.read("tree", ALL),
+        lambda old: old.read_xor("tree", slots(1, 2)[np.newaxis], slots()),
+        lambda old: old.sync(),
+    ):
+        with RedisBackend(shared.url(name)) as old, RedisBackend(shared.url(name)) as new:
+            filled(old)
+            old.acquire()
+            expire(shared, name)
+            new.acquire()
+            new.release()  # even where nobody has it any more
+            old._link.drop()
+            with pytest.raises(FencedError):
+                work(old)
+
+
+def test_a_lease_that_nobody_took(shared: Server, name: str) -> None:
+    with RedisBackend(shared.url(name)) as backend:
+        data = filled(backend)
+        backend.acquire()
+        for seed in range(3):
+            expire(shared, name)
+            assert np.array_equal(exchange(backend, seed), expected(data, seed))
+            expire(shared, name)
+            assert np.array_equal(backend.read("tree", ALL).data, data)
+        with RedisBackend(shared.url(name)) as other, pytest.raises(StoreLockedError):
+            other.acquire()
+
+
+def test_an_idle_store_keeps_its_lease(shared: Server, name: str) -> None:
+    with RedisBackend(shared.url(name, query="lease=1")) as backend, RedisBackend(shared.url(name)) as other:
+        data = filled(backend)
+        backend.acquire()
+        start = time.monotonic()
+        while time.monotonic() - start < 2.5:
+            with pytest.raises(StoreLockedError):
+                other.acquire()
+            time.sleep(0.1)
+        assert np.array_equal(backend.read("tree", ALL).data, data)
+
+
+def test_a_busy_store_keeps_its_lease(shared: Server, name: str) -> None:
+    with RedisBackend(shared.url(name, query="lease=1")) as backend, RedisBackend(shared.url(name)) as other:
+        filled(backend)
+        backend.acquire()
+        assert backend._keeper is not None
+        backend._keeper.set()  # no help from the background
+        start = time.monotonic()
+        while time.monotonic() - start < 2:
+            backend.read("tree", slots(1))
+            with pytest.raises(StoreLockedError):
+                other.acquire()
+
+
+def test_a_client_that_crashed(shared: Server, name: str) -> None:
+    program = """
+import sys, os, numpy as np
+from oram.backends import RedisBackend, RegionShape
+backend = RedisBackend(sys.argv[1])
+backend.allocate("tree", RegionShape(64, 200))
+backend.acquire()
+backend.write("tree", np.arange(64), np.full((64, 200), 7, np.uint8))
+os._exit(0)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    url = shared.url(name, query="lease=2")
+    subprocess.run([sys.executable, "-c", program, url], env=environment, check=True, timeout=60)
+    with RedisBackend(url) as backend:
+        with pytest.raises(StoreLockedError):
+            backend.acquire()
+        time.sleep(2.1)
+        backend.acquire()
+        assert (backend.read("tree", ALL).data == 7).all()
+
+
+def test_a_fork(shared: Server, name: str) -> None:
+    with RedisBackend(shared.url(name)) as backend:
+        data = filled(backend)
+        backend.acquire()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                with contextlib.suppress(ForkedStoreError):
+                    backend.read("tree", ALL)
+                    os._exit(2)
+                backend.close()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert np.array_equal(backend.read("tree", ALL).data, data)
+        with RedisBackend(shared.url(name)) as other, pytest.raises(StoreLockedError):
+            other.acquire()
+
+
+def test_a_forgotten_backend_lets_its_lease_expire(shared: Server, name: str) -> None:
+    backend = RedisBackend(shared.url(name, query="lease=1"))
+    backend.acquire()
+    del backend
+    with RedisBackend(shared.url(name)) as other:
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            try:
+                other.acquire()
+                return
+            except StoreLockedError:
+                time.sleep(0.1)
+    pytest.fail("the lease did not expire")
+
+
+# Dropped regions
+
+
+@pytest.mark.parametrize("others", [0, 3000])
+def test_a_crash_in_a_drop(shared: Server, name: str, others: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The region is gone, and the next owner deletes what is left of it; whichever way is shorter."""
+    with contextlib.closing(admin(shared)) as client:
+        with RedisBackend(shared.url(name)) as backend:
+            filled(backend)
+            backend.allocate("other", RegionShape(3000, 10))
+            backend.write("other", np.arange(others), rows(1, others, 10))
+            monkeypatch.setattr(RedisBackend, "_sweep", lambda *_: None)
+            backend.drop("tree")
+            monkeypatch.undo()
+            assert "tree" not in backend.regions()
+            backend.allocate("tree", SHAPE)
+            assert not backend.read("tree", ALL).present.any()
+            assert len(client.keys(f"{{{name}}}:00000001:*")) == 64
+        with RedisBackend(shared.url(name)) as backend:
+            backend.acquire()
+            assert client.keys(f"{{{name}}}:00000001:*") == []
+            assert not client.exists(f"{{{name}}}:dropped")
+            assert backend.read("other", np.arange(others)).present.all()
+            backend.drop("other")
+        assert len(client.keys(f"{{{name}}}:0*")) == 0
+
+
+# A whole store
+
+
+@pytest.mark.parametrize("scheme", ["path", "linear"])
+def test_a_store_over_a_bad_line(shared: Server, name: str, tmp_path: Path, scheme: str) -> None:
+    """Every hundredth or so byte breaks the line: what was acknowledged is there."""
+    key, model = oram.generate_key(), {}
+    random = np.random.default_rng(1)
+    with Proxy(shared.port) as proxy:
+        url = through(proxy, name)
+        with oram.create(url, state=tmp_path, key=key, capacity=64, block_size=64, scheme=scheme) as store:
+            for i in range(60):
+                proxy.cut(**{("up", "down")[i % 2]: int(random.integers(1, 20_000))})
+                at, value = b"%d" % random.integers(20), b"%d" % i
+                store[at] = model[at] = value
+            assert dict(store.items()) == model
+        with oram.open(url, state=tmp_path, key=key) as store:
+            proxy.cut(down=1000)
+            assert dict(store.items()) == model
+        assert proxy.connections > 10
+
+
+def test_a_store_whose_net_is_gone(shared: Server, name: str, tmp_path: Path) -> None:
+    """The access fails, the handle is out of use, and the next one finishes the access."""
+    key = oram.generate_key()
+    with Proxy(shared.port) as proxy:
+        url = through(proxy, name, "retry=0.2&lease=1")
+        store = oram.create(url, state=tmp_path, key=key, capacity=64, block_size=64, scheme="path")
+        store[b"a"] = b"1"
+        proxy.cut(after=b"EXEC")
+        threading.Thread(target=lambda: (proxy.fired.wait(20), proxy.down())).start()
+        with pytest.raises(BackendUnavailableError):
+            while True:
+                store[b"b"] = b"2"
+        store.close()
+        proxy.up()
+        time.sleep(1.1)  # the lease of the handle that could not give it back
+        with oram.open(url, state=tmp_path, key=key) as store:
+            assert dict(store.items()) == {b"a": b"1", b"b": b"2"}
+
+
+def test_a_store_that_was_taken_over(shared: Server, name: str, tmp_path: Path) -> None:
+    """The old handle fails without having written; the new one goes on."""
+    key = oram.generate_key()
+    url = shared.url(name)
+    old = oram.create(url, state=tmp_path, key=key, capacity=64, block_size=64, scheme="path")
+    old[b"a"] = b"1"
+    expire(shared, name)
+    with RedisBackend(url) as thief:
+        thief.acquire()
+        with monitor(shared) as seen, pytest.raises(FencedError):
+            old[b"a"] = b"2"
+        assert all(words[0] not in (b"MSET", b"SET") for words in seen)
+    old.close()
+
+
+def test_wrong_access(tmp_path: Path) -> None:
+    """See test_redis_secure.py for what a user may do."""
+    with redis_server(tmp_path, requirepass="hunter2") as server, pytest.raises(BackendAccessError):
+        RedisBackend(server.url())
