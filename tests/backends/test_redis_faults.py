@@ -34,13 +34,14 @@ from oram.errors import (
     RollbackError,
     StoreLockedError,
 )
-from oram.testing.proxy import Proxy
+from oram.testing.proxy import Proxy, Where
 from oram.testing.servers import Server, free_port, redis_server
 from oram.types import I64, U8
 
 SHAPE = RegionShape(64, 200)
 ALL = np.arange(SHAPE.slots)
 CLOCK = RegionShape(1, 64)
+WAYS: tuple[Where, Where] = ("up", "down")
 
 
 def slots(*indices: int) -> I64:
@@ -199,8 +200,8 @@ def test_a_cut_anywhere_in_an_exchange(shared: Server, name: str) -> None:
     with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
         data = filled(backend)
         backend.acquire()
-        for seed, (way, at) in enumerate([(way, at) for way in ("up", "down") for at in range(1, 1100, 11)]):
-            proxy.cut(**{way: at})
+        for seed, (way, at) in enumerate([(way, at) for way in WAYS for at in range(1, 1100, 11)]):
+            proxy.cut(way, at)
             assert np.array_equal(exchange(backend, seed), expected(data, seed))
         assert proxy.connections > 150
         check(shared, name, data)
@@ -210,12 +211,12 @@ def test_a_cut_anywhere_in_an_exchange(shared: Server, name: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("command", [b"MULTI", b"EXEC", b"MSET", b"MGET", b"BITOP", b"GETDEL", b"WATCH"])
-def test_a_cut_around_each_command(shared: Server, name: str, when: str, command: bytes) -> None:
+def test_a_cut_around_each_command(shared: Server, name: str, when: Where, command: bytes) -> None:
     with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
         data = filled(backend)
         backend.acquire()
         exchange(backend, 1)
-        proxy.cut(**{when: command})  # type: ignore[arg-type]
+        proxy.cut(when, command)
         assert np.array_equal(exchange(backend, 7), expected(data, 7))
         assert proxy.fired.wait(5)
         check(shared, name, data)
@@ -229,23 +230,45 @@ def test_the_server_sees_the_same_again(shared: Server, name: str) -> None:
         exchange(backend, 3)
         with monitor(shared) as quiet:
             exchange(backend, 5)
-        proxy.cut(after=b"EXEC")
+        proxy.cut("after", b"EXEC")
         with monitor(shared) as twice:
             exchange(backend, 5)
         assert proxy.fired.wait(5)
         first, rest = twice[: len(quiet)], twice[len(quiet) :]
         assert first == quiet
         assert rest[-len(quiet) :] == quiet
-        reconnected = {words[0] for words in rest[: -len(quiet)]}
-        assert reconnected <= {b"CONFIG", b"INFO", b"WAITAOF", b"HGETALL", b"UNWATCH", b"WATCH", b"GET"}
+        connecting = [b" ".join(words[:2]) for words in rest[: -len(quiet)] if words[0] not in (b"CONFIG", b"INFO")]
+        prefix = b"{%s}:" % name.encode()
+        assert [words.replace(prefix, b"") for words in connecting] == [
+            b"WAITAOF 1", b"HGETALL regions", b"UNWATCH", b"WATCH lease", b"GET lease", b"GET fence",
+            b"MULTI", b"PEXPIRE lease", b"EXEC", b"WATCH lease", b"GET lease",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_write_that_comes_late(shared: Server, name: str, known: bool) -> None:
+    """What a client sent before it gave up the connection does not land on what it wrote since."""
+    with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
+        data = filled(backend)
+        backend.acquire()
+        if known:  # not the first transaction of its connection
+            backend.write("tree", slots(0), data[:1])
+        proxy.cut("hold", b"MSET")
+        backend.write("tree", slots(3), rows(3, 1))
+        assert proxy.fired.is_set()
+        data[3:4] = rows(4, 1)
+        backend.write("tree", slots(3), data[3:4])
+        proxy.late()
+        time.sleep(0.2)
+        check(shared, name, data)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_cut_in_everything_else(shared: Server, name: str, when: str) -> None:
+def test_a_cut_in_everything_else(shared: Server, name: str, when: Where) -> None:
     with Proxy(shared.port) as proxy, RedisBackend(through(proxy, name)) as backend:
 
         def cut(command: bytes, work: Callable[[], object]) -> None:
-            proxy.cut(**{when: command})  # type: ignore[arg-type]
+            proxy.cut(when, command)
             work()
             assert proxy.fired.wait(5), command
 
@@ -329,7 +352,7 @@ def test_an_interrupt_in_a_reply(shared: Server, name: str, monkeypatch: pytest.
 
 
 def test_a_restart_in_the_middle(tmp_path: Path, name: str) -> None:
-    with redis_server(tmp_path, appendfsync="always") as server:
+    with redis_server(tmp_path, {"appendfsync": "always"}) as server:
         with RedisBackend(server.url(name, query="retry=20&lease=60")) as backend:
             data = filled(backend)
             backend.acquire()
@@ -351,7 +374,7 @@ def test_a_restart_in_the_middle(tmp_path: Path, name: str) -> None:
 @pytest.mark.filterwarnings("ignore::oram.errors.BackendWarning")
 def test_a_restart_that_forgot(tmp_path: Path, name: str) -> None:
     """A server without a log comes back empty: the owner is told, and writes nothing to it."""
-    with redis_server(tmp_path, appendonly="no") as server:
+    with redis_server(tmp_path, {"appendonly": "no"}) as server:
         with RedisBackend(server.url(name, query="retry=20")) as backend:
             filled(backend)
             backend.acquire()
@@ -413,7 +436,7 @@ def test_a_primary_that_became_a_replica(tmp_path: Path, name: str) -> None:
         for _ in range(2):
             with pytest.raises(BackendReadOnlyError):
                 backend.write("tree", slots(1), rows(1, 1))
-        client.replicaof("NO", "ONE")  # type: ignore[arg-type]
+        client.replicaof("NO", "ONE")
         backend.write("tree", slots(1), rows(1, 1))
         data[1:2] = rows(1, 1)
         assert np.array_equal(backend.read("tree", ALL).data, data)
@@ -441,7 +464,7 @@ def test_too_few_replicas(tmp_path: Path, name: str) -> None:
     [("maxmemory-policy", "allkeys-lru", "noeviction"), ("appendonly", "no", "appendonly is off")],
 )
 def test_settings_that_lose_slots(tmp_path: Path, setting: str, value: str, message: str) -> None:
-    with redis_server(tmp_path, **{setting: value}) as server:
+    with redis_server(tmp_path, {setting: value}) as server:
         with pytest.warns(BackendWarning, match=message):
             backend = RedisBackend(server.url())
         backend.close()
@@ -460,9 +483,9 @@ def test_replicas_that_need_not_be_there(tmp_path: Path) -> None:
 
 def test_a_server_that_must_not_be_asked(tmp_path: Path, name: str) -> None:
     """Where CONFIG, INFO and WAITAOF are forbidden there is no warning and no error."""
-    with redis_server(tmp_path, appendonly="no", maxmemory_policy="allkeys-lru") as server:
+    with redis_server(tmp_path, {"appendonly": "no", "maxmemory-policy": "allkeys-lru"}) as server:
         with contextlib.closing(admin(server)) as client:
-            client.execute_command("ACL", "SETUSER", "default", "-config", "-info", "-waitaof")
+            client.acl_setuser("default", enabled=True, commands=["-config", "-info", "-waitaof"])
         with RedisBackend(server.url(name)) as backend:
             filled(backend)
             backend.sync()
@@ -485,7 +508,7 @@ def test_sync_waits_for_the_disk(tmp_path: Path, name: str) -> None:
 
 
 def test_sync_that_flushed_already(tmp_path: Path, name: str) -> None:
-    with redis_server(tmp_path, appendfsync="always") as server, RedisBackend(server.url(name)) as backend:
+    with redis_server(tmp_path, {"appendfsync": "always"}) as server, RedisBackend(server.url(name)) as backend:
         filled(backend)
         with monitor(server) as seen:
             backend.sync()
@@ -562,11 +585,12 @@ def test_a_second_client_is_refused(shared: Server, name: str) -> None:
         with pytest.raises(StoreLockedError, match=r"expires in \d+ s"):
             second.acquire()
         assert np.array_equal(second.read("tree", ALL).data, data)
-        for refused in (
+        calls: tuple[Callable[[], object], ...] = (
             lambda: second.write("tree", slots(0), rows(1, 1)),
             lambda: second.drop("tree"),
             lambda: second.allocate("other", SHAPE),
-        ):
+        )
+        for refused in calls:
             with pytest.raises(StoreLockedError):
                 refused()
         assert np.array_equal(first.read("tree", ALL).data, data)
@@ -597,14 +621,15 @@ def test_a_client_that_lost_the_lease_writes_nothing(shared: Server, name: str, 
     with monitor(shared) as seen, pytest.raises(FencedError):
         old.exchange((SlotWrite("tree", slots(3, 4), rows(1, 2)),), SlotRead("tree", ALL))
     assert all(words[0] != b"SET" for words in seen)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: old.write("tree", slots(3), rows(1, 1)),
+        lambda: old.read("tree", ALL),
+        lambda: old.read_xor("tree", slots(1, 2)[np.newaxis], slots()),
+        lambda: old.drop("tree"),
+        lambda: old.allocate("other", SHAPE),
+    )
     with monitor(shared) as seen:
-        for work in (
-            lambda: old.write("tree", slots(3), rows(1, 1)),
-            lambda: old.read("tree", ALL),
-            lambda: old.read_xor("tree", slots(1, 2)[np.newaxis], slots()),
-            lambda: old.drop("tree"),
-            lambda: old.allocate("other", SHAPE),
-        ):
+        for work in calls:
             with pytest.raises(FencedError):
                 work()
     assert seen == []  # it does not even ask
@@ -616,11 +641,12 @@ def test_a_client_that_lost_the_lease_writes_nothing(shared: Server, name: str, 
 
 def test_a_reader_that_lost_the_lease(shared: Server, name: str) -> None:
     """It is told so, before it takes another's slots for changed ones; a fold leaves nothing behind."""
-    for work in (
+    calls: tuple[Callable[[RedisBackend], object], ...] = (
         lambda old: old.read("tree", ALL),
         lambda old: old.read_xor("tree", slots(1, 2)[np.newaxis], slots()),
         lambda old: old.sync(),
-    ):
+    )
+    for work in calls:
         with RedisBackend(shared.url(name)) as old, RedisBackend(shared.url(name)) as new:
             filled(old)
             old.acquire()
@@ -766,12 +792,12 @@ def test_a_store_over_a_bad_line(shared: Server, name: str, tmp_path: Path, sche
         url = through(proxy, name)
         with oram.create(url, state=tmp_path, key=key, capacity=64, block_size=64, scheme=scheme) as store:
             for i in range(60):
-                proxy.cut(**{("up", "down")[i % 2]: int(random.integers(1, 20_000))})
+                proxy.cut(WAYS[i % 2], int(random.integers(1, 2000)))
                 at, value = b"%d" % random.integers(20), b"%d" % i
                 store[at] = model[at] = value
             assert dict(store.items()) == model
         with oram.open(url, state=tmp_path, key=key) as store:
-            proxy.cut(down=1000)
+            proxy.cut("down", 1000)
             assert dict(store.items()) == model
         assert proxy.connections > 10
 
@@ -783,8 +809,13 @@ def test_a_store_whose_net_is_gone(shared: Server, name: str, tmp_path: Path) ->
         url = through(proxy, name, "retry=0.2&lease=1")
         store = oram.create(url, state=tmp_path, key=key, capacity=64, block_size=64, scheme="path")
         store[b"a"] = b"1"
-        proxy.cut(after=b"EXEC")
-        threading.Thread(target=lambda: (proxy.fired.wait(20), proxy.down())).start()
+        proxy.cut("after", b"EXEC")
+
+        def fall() -> None:
+            proxy.fired.wait(20)
+            proxy.down()
+
+        threading.Thread(target=fall).start()
         with pytest.raises(BackendUnavailableError):
             while True:
                 store[b"b"] = b"2"
@@ -812,5 +843,5 @@ def test_a_store_that_was_taken_over(shared: Server, name: str, tmp_path: Path) 
 
 def test_wrong_access(tmp_path: Path) -> None:
     """See test_redis_secure.py for what a user may do."""
-    with redis_server(tmp_path, requirepass="hunter2") as server, pytest.raises(BackendAccessError):
+    with redis_server(tmp_path, {"requirepass": "hunter2"}) as server, pytest.raises(BackendAccessError):
         RedisBackend(server.url())
