@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -9,12 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 __all__ = ["Server", "free_port", "redis_server", "server_binary"]
 
 _READY = b"eady to accept connections"  # Redis and Valkey differ in what comes before
+
+#: A word of a line of MONITOR, inside its quotes.
+_WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 #: What no test wants, unless it says so: snapshots, and more than one disk write a second.
 _QUIET = {"bind": "127.0.0.1", "save": "", "appendonly": "yes", "appendfsync": "everysec", "daemonize": "no"}
@@ -98,6 +104,36 @@ class Server:
             return f"unix://{self.socket_path}?db={db}&name={name}{more}"
         scheme = "rediss" if "tls-port" in self._settings else "redis"
         return f"{scheme}://127.0.0.1:{self.port}/{db}?name={name}{more}"
+
+    @contextmanager
+    def monitor(self) -> Iterator[list[list[bytes]]]:
+        """The commands that the server gets inside the context, a list of words each; complete when it ends. Passwords are not among them.
+
+        Only where nobody needs a password.
+        """
+        seen: list[list[bytes]] = []
+        mark = secrets.token_hex(16).encode()
+        with closing(self._dial()) as watcher, watcher.makefile("rb") as log:
+            watcher.sendall(b"MONITOR\r\n")
+            if log.readline() != b"+OK\r\n":
+                raise RuntimeError("the server does not show what it gets")
+            yield seen
+            with closing(self._dial()) as marker:
+                marker.sendall(b"ECHO " + mark + b"\r\n")
+                marker.recv(100)
+            for line in log:
+                if mark in line:
+                    return
+                words = _WORD.findall(line.split(b"] ", 1)[1])
+                seen.append([codecs.escape_decode(word)[0] for word in words])
+
+    def _dial(self) -> socket.socket:
+        if self.socket_path is None:
+            return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(20)
+        connection.connect(str(self.socket_path))
+        return connection
 
     def start(self, timeout: float = 20) -> None:
         """Start it and wait until it answers. RuntimeError, with its log, where it does not."""

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -64,10 +63,8 @@ def name() -> str:
     return secrets.token_hex(8)
 
 
-def admin(server: Server, **options: Any) -> redis_py.Redis:
-    if server.socket_path is not None:
-        return redis_py.Redis(unix_socket_path=str(server.socket_path), **options)
-    return redis_py.Redis(port=server.port, **options)
+def admin(server: Server) -> redis_py.Redis:
+    return redis_py.Redis(port=server.port)
 
 
 def through(proxy: Proxy, name: str, query: str = "timeout=5&retry=10&lease=60") -> str:
@@ -88,28 +85,6 @@ def check(server: Server, name: str, data: U8) -> None:
         read = other.read("tree", ALL)
         assert read.present.all()
         assert np.array_equal(read.data, data)
-
-
-@contextlib.contextmanager
-def monitor(server: Server) -> Iterator[list[list[bytes]]]:
-    """The commands that a server gets meanwhile, but those of this context."""
-    seen: list[list[bytes]] = []
-    watcher = socket.create_connection(("127.0.0.1", server.port), timeout=10)
-    watcher.sendall(b"*1\r\n$7\r\nMONITOR\r\n")
-    log = watcher.makefile("rb")
-    assert log.readline() == b"+OK\r\n"
-    yield seen
-    mark = secrets.token_hex(8)
-    with contextlib.closing(admin(server)) as client:
-        client.echo(mark)
-    for line in log:
-        if mark.encode() in line:
-            break
-        words = line.split(b'] "', 1)[1].rstrip(b'\r\n"').split(b'" "')
-        if words[0].upper() not in (b"CLIENT", b"HELLO"):
-            seen.append(words)
-    log.close()
-    watcher.close()
 
 
 # No connection
@@ -228,10 +203,10 @@ def test_the_server_sees_the_same_again(shared: Server, name: str) -> None:
         filled(backend)
         backend.acquire()
         exchange(backend, 3)
-        with monitor(shared) as quiet:
+        with shared.monitor() as quiet:
             exchange(backend, 5)
         proxy.cut("after", b"EXEC")
-        with monitor(shared) as twice:
+        with shared.monitor() as twice:
             exchange(backend, 5)
         assert proxy.fired.wait(5)
         first, rest = twice[: len(quiet)], twice[len(quiet) :]
@@ -495,11 +470,11 @@ def test_sync_waits_for_the_disk(tmp_path: Path, name: str) -> None:
     """With WAITAOF, behind a write of this connection, which it would not wait for otherwise."""
     with redis_server(tmp_path) as server, RedisBackend(server.url(name)) as backend:
         filled(backend)
-        with monitor(server) as seen:
+        with server.monitor() as seen:
             backend.sync()
         assert [words[0] for words in seen] == [b"WAITAOF"]
         backend._link.drop()
-        with monitor(server) as seen:
+        with server.monitor() as seen:
             backend.sync()
         names = [words[0] for words in seen]
         assert names.index(b"HINCRBY") < len(names) - 1
@@ -510,7 +485,7 @@ def test_sync_waits_for_the_disk(tmp_path: Path, name: str) -> None:
 def test_sync_that_flushed_already(tmp_path: Path, name: str) -> None:
     with redis_server(tmp_path, {"appendfsync": "always"}) as server, RedisBackend(server.url(name)) as backend:
         filled(backend)
-        with monitor(server) as seen:
+        with server.monitor() as seen:
             backend.sync()
         assert seen == []
 
@@ -618,7 +593,7 @@ def test_a_client_that_lost_the_lease_writes_nothing(shared: Server, name: str, 
     new.write("tree", slots(3), data[3:4])
     if renewed:
         old._renew_at = 0.0
-    with monitor(shared) as seen, pytest.raises(FencedError):
+    with shared.monitor() as seen, pytest.raises(FencedError):
         old.exchange((SlotWrite("tree", slots(3, 4), rows(1, 2)),), SlotRead("tree", ALL))
     assert all(words[0] != b"SET" for words in seen)
     calls: tuple[Callable[[], object], ...] = (
@@ -628,7 +603,7 @@ def test_a_client_that_lost_the_lease_writes_nothing(shared: Server, name: str, 
         lambda: old.drop("tree"),
         lambda: old.allocate("other", SHAPE),
     )
-    with monitor(shared) as seen:
+    with shared.monitor() as seen:
         for work in calls:
             with pytest.raises(FencedError):
                 work()
@@ -835,7 +810,7 @@ def test_a_store_that_was_taken_over(shared: Server, name: str, tmp_path: Path) 
     expire(shared, name)
     with RedisBackend(url) as thief:
         thief.acquire()
-        with monitor(shared) as seen, pytest.raises(FencedError):
+        with shared.monitor() as seen, pytest.raises(FencedError):
             old[b"a"] = b"2"
         assert all(words[0] not in (b"MSET", b"SET") for words in seen)
     old.close()
