@@ -777,12 +777,13 @@ class _Link:
     """One connection to the server, or none."""
 
     def __init__(self, options: RedisOptions) -> None:
+        self._login = _Login.of(options.credentials)
         arguments: dict[str, Any] = {
             "db": options.db,
             "socket_timeout": options.timeout,
             "socket_connect_timeout": options.timeout,
             "socket_read_size": 1 << 18,
-            "credential_provider": _Provider.of(options.credentials),
+            "credential_provider": self._login if self._login.wanted else None,
             "protocol": 2,
             "driver_info": None,
         }
@@ -812,17 +813,20 @@ class _Link:
 
     def connect(self) -> None:
         """Connect, authenticate, select the database."""
+        self._login.ask()
         try:
             self._wire.connect()
-        except redis.exceptions.RedisError as error:
+        except Exception as error:  # of any kind: a hostile server can make redis-py stumble
             trouble = _trouble(error)
         except BaseException:
             self.drop()
             raise
         else:
             return
+        finally:
+            self._login.forget()
         self.drop()
-        # Not inside the handler: a server may repeat the password in the text of its error.
+        # Not inside the handler: a server can repeat the password in the text of its error.
         raise trouble
 
     def trip(self, commands: list[bytes]) -> list[Any]:
@@ -836,7 +840,7 @@ class _Link:
             # The parser itself: the connection's own method costs as much again, for each of the short replies of a transaction.
             take = self._wire._get_parser().read_response
             return [take(True) for _ in commands]
-        except (redis.exceptions.RedisError, OSError) as error:
+        except Exception as error:
             trouble = _trouble(error)
         except BaseException:
             self.drop()  # the replies that are still to come belong to nothing
@@ -851,23 +855,36 @@ class _Link:
         self._wire.disconnect()
 
 
-class _Provider:
-    """What redis-py asks at each connection. It keeps no password."""
+class _Login:
+    """What redis-py asks for user and password; it has them while a connection is made, and no longer."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials | None) -> None:
         self._credentials = credentials
+        self._answer: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, credentials: Credentials | None) -> _Provider | None:
-        if credentials is not None:
-            return cls(credentials)
-        if USERNAME in os.environ or PASSWORD in os.environ:
+    def of(cls, credentials: Credentials | None) -> Self:
+        if credentials is None and (USERNAME in os.environ or PASSWORD in os.environ):
             return cls(lambda: (os.environ.get(USERNAME, ""), os.environ.get(PASSWORD, "")))
-        return None
+        return cls(credentials)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to say."""
+        return self._credentials is not None
+
+    def ask(self) -> None:
+        """Get them now; the caller's own errors pass."""
+        if self._credentials is not None:
+            user, password = self._credentials()
+            self._answer = (user, password) if user else (password,)
+
+    def forget(self) -> None:
+        self._answer = ()
 
     def get_credentials(self) -> tuple[str, ...]:
-        user, password = self._credentials()
-        return (user, password) if user else (password,)
+        """The name is redis-py's."""
+        return self._answer
 
 
 def _trouble(error: Exception) -> Exception:
