@@ -319,16 +319,15 @@ class RedisBackend(XorBackend):
             command = _pack(b"SCAN", cursor, b"MATCH", known.prefix + b"*", b"COUNT", b"%d" % _SWEEP)
             (reply,) = self._call(partial(self._ask, [command]))
             cursor, keys = _array(reply, 2)
-            yield keys
-            if cursor == b"0":
+            yield _strings(keys)
+            if b"%d" % _integer(cursor) == b"0":
                 return
 
     def _load(self) -> None:
         """Read the regions' shapes. RollbackError where this client owns the store and the server has not what it had."""
         (reply,) = self._ask([_pack(b"HGETALL", self._names.regions)])
-        pairs = iter(_array(reply))
         found: dict[str, _Region] = {}
-        for name, record in zip(pairs, pairs, strict=True):
+        for name, record in _pairs(reply):
             if not name:
                 continue
             match = _RECORD.fullmatch(record)
@@ -395,7 +394,8 @@ class RedisBackend(XorBackend):
         if self._token is None:
             return self._ask(known.gets(indices))
         replies = self._ask(known.gets(indices, self._names.lease))
-        if _array(replies[-1]).pop() != self._token:
+        last = _array(replies[-1])
+        if not last or last.pop() != self._token:
             self._armed = False
             self._arm()  # or it raises: then the slots are another's
         return replies
@@ -504,8 +504,7 @@ class RedisBackend(XorBackend):
     def _leftovers(self) -> list[tuple[int, int]]:
         """Number and slots of the regions that somebody dropped and did not live to delete."""
         (reply,) = self._ask([_pack(b"HGETALL", self._names.dropped)])
-        numbers = [_integer(number) for number in _array(reply)]
-        return list(zip(numbers[::2], numbers[1::2], strict=True))
+        return [(_integer(number), _integer(slots)) for number, slots in _pairs(reply)]
 
     def release(self) -> None:
         """As the base class says. Where the server cannot be reached, the lease expires by itself."""
@@ -677,7 +676,7 @@ class RedisBackend(XorBackend):
         self._settings: dict[bytes, bytes] = {}
         for reply in settings:
             if isinstance(reply, list) and len(reply) == 2:
-                self._settings[reply[0]] = reply[1]
+                self._settings |= _pairs(reply)
         if isinstance(info, bytes):
             self._settings |= dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
         if self._settings.get(b"role") == b"slave":
@@ -957,8 +956,25 @@ def _integer(reply: Any) -> int:
 
 def _array(reply: Any, length: int | None = None) -> list[Any]:
     if not isinstance(reply, list) or (length is not None and len(reply) != length):
-        raise BackendError("the server answered something else than it was asked")
+        raise _strange()
     return reply
+
+
+def _strings(reply: Any) -> list[bytes]:
+    if not all(isinstance(word, bytes) for word in _array(reply)):
+        raise _strange()
+    return _array(reply)
+
+
+def _pairs(reply: Any) -> list[tuple[bytes, bytes]]:
+    words = _strings(reply)
+    if len(words) % 2:
+        raise _strange()
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def _strange() -> BackendError:
+    return BackendError("the server answered something else than it was asked")
 
 
 def _pack(*words: bytes | memoryview) -> bytes:
@@ -984,9 +1000,9 @@ def _rows(replies: list[Any], count: int, size: int) -> tuple[U8, U8]:
     """The values of MGETs as an array (count, size), and which are there. IntegrityError where one is not ``size`` bytes long."""
     present = np.empty(count, np.uint8)
     present.fill(1)
-    values: list[Any] = replies[0] if len(replies) == 1 else [value for reply in replies for value in reply]
+    values = _array(replies[0]) if len(replies) == 1 else [value for reply in replies for value in _array(reply)]
     if len(values) != count:
-        raise BackendError("the server answered something else than it was asked")
+        raise _strange()
     if not count:
         return np.zeros((0, size), np.uint8), present
     if None in values:

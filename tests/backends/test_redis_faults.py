@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import redis as redis_py
 
 import oram
-from oram.backends import Backend, RedisBackend, RegionShape, SlotRead, SlotWrite
+from oram.backends import Backend, RedisBackend, RegionShape, SlotRead, Slots, SlotWrite
 from oram.errors import (
     BackendAccessError,
     BackendError,
@@ -30,6 +31,7 @@ from oram.errors import (
     FencedError,
     ForkedStoreError,
     IntegrityError,
+    OramError,
     RollbackError,
     StoreLockedError,
 )
@@ -134,6 +136,97 @@ def test_something_else_answers(answer: bytes) -> None:
         with pytest.raises((BackendError, IntegrityError)):
             RedisBackend(f"redis://127.0.0.1:{listener.getsockname()[1]}?timeout=2")
         thread.join()
+
+
+JUNK: tuple[Any, ...] = (
+    *(
+        None,
+        0,
+        -1,
+        1 << 70,
+        b"",
+        b"OK",
+        b"x" * 200,
+        "text",
+        1.5,
+        [],
+        [None],
+        [b"a"],
+        [1, 2],
+        [[]],
+        [[b"a", b"b"], None],
+    ),
+    *([b"0", [None]], [b"x", [b"a"]], [b"a", b"b", b"c"], [b"tree", b"1 2"], [b"a"] * 64, [None] * 65, [[b"x"]] * 3),
+)
+
+
+def _whole(result: Slots) -> None:
+    assert result.data.shape[1] == SHAPE.slot_size
+    assert result.folded is None or result.folded.shape == (2, SHAPE.slot_size)
+
+
+def _drop(backend: RedisBackend) -> None:
+    backend.drop("clock")
+    backend.allocate("clock", CLOCK)
+
+
+def _reconnect(backend: RedisBackend) -> None:
+    backend._link.drop()
+    backend.read("tree", ALL)
+
+
+def _own(backend: RedisBackend) -> None:
+    backend.release()
+    backend.acquire()
+
+
+GROUPS = np.array([[1, 2], [3, 4]])
+CALLS: dict[str, Callable[[RedisBackend], object]] = {
+    "read": lambda backend: _whole(backend.read("tree", ALL)),
+    "exchange": lambda backend: _whole(
+        backend.exchange((SlotWrite("tree", slots(1, 2), rows(1, 2)),), SlotRead("tree", ALL, GROUPS))
+    ),
+    "write": lambda backend: backend.write("tree", ALL, rows(0, 64)),
+    "sync": lambda backend: backend.sync(),
+    "renew": lambda backend: backend._renew(),
+    "drop": _drop,
+    "reconnect": _reconnect,
+    "own": _own,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_answers_that_make_no_sense(shared: Server, name: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reply after another replaced by junk: an error of ours or, where the reply does not matter, slots of the right length."""
+    errors = at = 0
+    reached = True
+    while reached:
+        reached = False
+        for junk in JUNK:
+            with contextlib.closing(RedisBackend(shared.url(name, query="retry=0"))) as backend:
+                backend.allocate("tree", SHAPE)
+                backend.allocate("clock", CLOCK)
+                backend.acquire()
+                trip, count = backend._link.trip, 0
+
+                def spoilt(commands: list[bytes], junk: Any = junk, at: int = at, trip: Any = trip) -> list[Any]:
+                    nonlocal count, reached
+                    replies: list[Any] = trip(commands)
+                    if count <= at < count + len(replies):
+                        replies[at - count], reached = junk, True
+                    count += len(replies)
+                    return replies
+
+                with monkeypatch.context() as patch:
+                    patch.setattr(backend._link, "trip", spoilt)
+                    try:
+                        CALLS[call](backend)
+                    except OramError:
+                        errors += 1
+            with contextlib.closing(admin(shared)) as client:
+                client.delete(f"{{{name}}}:lease", f"{{{name}}}:dropped")
+        at += 1
+    assert errors > 15
 
 
 def test_a_hung_server(tmp_path: Path, name: str) -> None:
