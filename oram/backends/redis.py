@@ -213,15 +213,14 @@ class RedisBackend(XorBackend):
     where: a URL as ``RedisOptions.from_url`` takes, or the options. credentials: with a URL, what ``RedisOptions.credentials`` says.
 
     **What the capabilities mean here.** ATOMIC: a ``write_all`` is one transaction, and one record of the server's log. DURABLE: as far as the
-    server is told to be. With ``appendfsync always`` a write is on its disk before the answer; otherwise ``sync`` waits for the disk with WAITAOF
-    (Redis from 7.2, Valkey, with ``appendonly yes``); with neither, ``sync`` does nothing and a power loss costs the writes of the last second or, without
-    ``appendonly``, the store. BackendWarning at construction tells, where the server may be asked. A failover to a replica can lose writes that
-    were acknowledged and synced. What was lost is noticed by the store (RollbackError, IntegrityError), not repaired.
+    server is told to be. With ``appendonly yes`` and ``appendfsync always`` a write is on its disk before the answer. With anything less, a loss of power takes
+    acknowledged writes back, and ``sync`` cannot help it; BackendWarning at construction tells, where the server may be asked. A failover to a replica can
+    lose writes in any case. What was lost is noticed by the store (RollbackError, IntegrityError), not repaired.
 
     **Ownership** is a lease that is renewed by use, and in the background while the store is idle. It expires ``lease`` seconds after its client
     died; then another can take it. A client that lost it to another gets FencedError, and has written nothing since. One whose lease ran out
     while nobody took it (a suspended machine, a long outage) takes it again. Without ``acquire`` slots can be
-    read and, while nobody has the lease, written; but a write that was sent again may then take effect twice, the second time late.
+    read and, while nobody has the lease, written and folded; but a write that was sent again may then take effect twice, the second time late.
 
     **Failures.** Calls go on connecting again for ``retry`` seconds, then raise BackendUnavailableError; what they were about to write may have been
     written. BackendAccessError for a wrong password or missing permission, BackendFullError where the server has no memory left, BackendReadOnlyError from
@@ -230,7 +229,7 @@ class RedisBackend(XorBackend):
 
     Safe to use from several threads, and refused after a fork. There is no client state on a server: give stores ``state=PATH``.
 
-    Cost: one round trip a call, and one for ``sync`` where it has to wait. ``allocate`` takes two, ``drop`` one for each thousand slots. A renewal
+    Cost: one round trip a call, none for ``sync``. ``allocate`` takes two, ``drop`` one for each thousand slots. A renewal
     takes one, three times in a lease. Leaks: which slots, as any backend; when the client is there, by renewals that only time decides.
     """
 
@@ -254,8 +253,6 @@ class RedisBackend(XorBackend):
         self._fenced = False
         self._renew_at = 0.0
         self._keeper: threading.Event | None = None
-        self._flushes = self._waits = False  # the server flushes before it answers; can wait for a flush
-        self._wrote = False  # over this connection
         self._link = _Link(where)
         try:
             self._call(self._warn, retry=0)
@@ -440,19 +437,8 @@ class RedisBackend(XorBackend):
         return which, commands
 
     def sync(self) -> None:
-        """As the base class says; see DURABLE above. Cost: one round trip, none with ``appendfsync always``."""
+        """Nothing: what is durable was so before its answer. See DURABLE above."""
         self._check()
-        if self._waits and not self._flushes:
-            self._call(self._flush)
-
-    def _flush(self) -> None:
-        if not self._wrote:
-            # WAITAOF waits for what this connection wrote: a write that changes nothing comes behind all that others wrote
-            self._transact([_pack(b"HINCRBY", self._names.regions, b"", b"0")])
-        patience = max(1, int(800 * self.options.timeout))
-        (reply,) = self._ask([_pack(b"WAITAOF", b"1", b"0", b"%d" % patience)])
-        if _integer(_array(reply, 2)[0]) < 1:
-            raise BackendUnavailableError("the server did not flush its log in time")
 
     # Ownership
 
@@ -465,6 +451,7 @@ class RedisBackend(XorBackend):
             self._fence = self._call(partial(self._take, token))
             self._token, self._fenced, self._armed = token, False, False
             try:
+                self._call(self._arm)  # so that the first write takes no longer than any other
                 for number, slots in self._call(self._leftovers):
                     self._sweep(_Region.of(self._names, number, RegionShape(slots, 1)))
             except BaseException:
@@ -595,7 +582,6 @@ class RedisBackend(XorBackend):
             _refuse(replies[:-3])  # what the server did not even queue says why, and comes first
             _refuse([done])
             if done is not None:
-                self._wrote = True
                 _refuse(_array(done, len(commands)))
                 return replies[: len(before)], done
         raise _restless()
@@ -634,7 +620,7 @@ class RedisBackend(XorBackend):
 
     def _attempt(self, work: Callable[[], T]) -> T:
         if not self._link.up:
-            self._armed = self._wrote = False
+            self._armed = False
             self._link.connect()
             try:
                 self._inspect()
@@ -667,22 +653,18 @@ class RedisBackend(XorBackend):
     # What the server is told
 
     def _inspect(self) -> None:
-        """Ask how the server is set up, as far as it says."""
+        """Ask how the server is set up, as far as it says. BackendReadOnlyError from a replica."""
         asked = (b"maxmemory-policy", b"appendonly", b"appendfsync", b"min-replicas-to-write")
         commands = [_pack(b"CONFIG", b"GET", setting) for setting in asked]
-        *settings, info, waited = self._link.trip(
-            [*commands, _pack(b"INFO", b"replication"), _pack(b"WAITAOF", b"1", b"0", b"1")]
-        )
+        *settings, info = self._link.trip([*commands, _pack(b"INFO", b"replication")])
         self._settings: dict[bytes, bytes] = {}
         for reply in settings:
-            if isinstance(reply, list) and len(reply) == 2:
+            if isinstance(reply, list):  # else it is an error: it does not say
                 self._settings |= _pairs(reply)
         if isinstance(info, bytes):
-            self._settings |= dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+            self._settings |= {name: value for name, _, value in (line.partition(b":") for line in info.splitlines())}
         if self._settings.get(b"role") == b"slave":
             raise BackendReadOnlyError("the server is a replica, whose slots may be old: name its primary")
-        self._waits = isinstance(waited, list)
-        self._flushes = self._settings.get(b"appendonly") == b"yes" and self._settings.get(b"appendfsync") == b"always"
 
     def _warn(self) -> None:
         """A BackendWarning for each setting that can lose slots."""
@@ -692,9 +674,11 @@ class RedisBackend(XorBackend):
             troubles.append("maxmemory-policy is not noeviction: the server may evict slots, and with them the store")
         if told(b"appendonly", b"yes") != b"yes":
             troubles.append("appendonly is off: when the server stops, the store is lost or older than its client")
-        elif not self._waits and told(b"appendfsync", b"always") != b"always":
+        elif told(b"appendfsync", b"always") != b"always":
+            # Not WAITAOF instead. With everysec, Valkey 9.1 answers it without having flushed anything, whenever the
+            # last flush is less than a second ago.
             troubles.append(
-                "appendfsync is not always, and the server has no WAITAOF: a power loss takes the last writes back"
+                "appendfsync is not always: a loss of power takes the last writes back, and with them the store"
             )
         if told(b"connected_slaves", b"0") != b"0" and told(b"min-replicas-to-write") == b"0":
             troubles.append(
@@ -833,8 +817,8 @@ class _Link:
         wire = self._wire
         if self._busy:
             raise HandleError("this backend is in use by one of its own calls")
-        self._busy = True
         try:
+            self._busy = True
             wire.send_packed_command(_joined(commands), check_health=False)
             # The parser itself: the connection's own method costs as much again, for each of the short replies of a transaction.
             take = self._wire._get_parser().read_response

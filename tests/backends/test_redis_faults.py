@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from oram.errors import (
 from oram.testing.proxy import Proxy, Where
 from oram.testing.servers import Server, free_port, redis_server
 from oram.types import I64, U8
+
+#: Flushing at each write would take most of the time of these tests, and none of them cuts the power.
+pytestmark = pytest.mark.filterwarnings("ignore:appendfsync:oram.errors.BackendWarning")
 
 SHAPE = RegionShape(64, 200)
 ALL = np.arange(SHAPE.slots)
@@ -187,7 +191,6 @@ CALLS: dict[str, Callable[[RedisBackend], object]] = {
         backend.exchange((SlotWrite("tree", slots(1, 2), rows(1, 2)),), SlotRead("tree", ALL, GROUPS))
     ),
     "write": lambda backend: backend.write("tree", ALL, rows(0, 64)),
-    "sync": lambda backend: backend.sync(),
     "renew": lambda backend: backend._renew(),
     "drop": _drop,
     "reconnect": _reconnect,
@@ -308,7 +311,7 @@ def test_the_server_sees_the_same_again(shared: Server, name: str) -> None:
         connecting = [b" ".join(words[:2]) for words in rest[: -len(quiet)] if words[0] not in (b"CONFIG", b"INFO")]
         prefix = b"{%s}:" % name.encode()
         assert [words.replace(prefix, b"") for words in connecting] == [
-            b"WAITAOF 1", b"HGETALL regions", b"UNWATCH", b"WATCH lease", b"GET lease", b"GET fence",
+            b"HGETALL regions", b"UNWATCH", b"WATCH lease", b"GET lease", b"GET fence",
             b"MULTI", b"PEXPIRE lease", b"EXEC", b"WATCH lease", b"GET lease",
         ]  # fmt: skip
 
@@ -355,7 +358,6 @@ def test_a_cut_in_everything_else(shared: Server, name: str, when: Where) -> Non
         assert not backend.read("more", ALL).present.any()
         backend.write("more", ALL, rows(3, 64))
         cut(b"UNLINK", lambda: backend.drop("more"))
-        cut(b"WAITAOF", backend.sync)
         check(shared, name, rows(1, 64))
         cut(b"DEL", backend.release)
         with RedisBackend(shared.url(name)) as other:
@@ -529,13 +531,25 @@ def test_too_few_replicas(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
-    [("maxmemory-policy", "allkeys-lru", "noeviction"), ("appendonly", "no", "appendonly is off")],
+    [
+        ("maxmemory-policy", "allkeys-lru", "noeviction"),
+        ("appendonly", "no", "appendonly is off"),
+        ("appendfsync", "everysec", "appendfsync is not always"),
+        ("appendfsync", "no", "appendfsync is not always"),
+    ],
 )
 def test_settings_that_lose_slots(tmp_path: Path, setting: str, value: str, message: str) -> None:
-    with redis_server(tmp_path, {setting: value}) as server:
-        with pytest.warns(BackendWarning, match=message):
+    with redis_server(tmp_path, {"appendfsync": "always", setting: value}) as server:
+        with pytest.warns(BackendWarning, match=message) as warned:
             backend = RedisBackend(server.url())
+        assert [warning.filename for warning in warned] == [__file__]
         backend.close()
+
+
+def test_settings_as_they_should_be(tmp_path: Path) -> None:
+    with redis_server(tmp_path, {"appendfsync": "always"}) as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RedisBackend(server.url()).close()
 
 
 def test_replicas_that_need_not_be_there(tmp_path: Path) -> None:
@@ -550,37 +564,15 @@ def test_replicas_that_need_not_be_there(tmp_path: Path) -> None:
 
 
 def test_a_server_that_must_not_be_asked(tmp_path: Path, name: str) -> None:
-    """Where CONFIG, INFO and WAITAOF are forbidden there is no warning and no error."""
+    """Where CONFIG and INFO are forbidden there is no warning and no error."""
     with redis_server(tmp_path, {"appendonly": "no", "maxmemory-policy": "allkeys-lru"}) as server:
         with contextlib.closing(admin(server)) as client:
-            client.acl_setuser("default", enabled=True, commands=["-config", "-info", "-waitaof"])
-        with RedisBackend(server.url(name)) as backend:
-            filled(backend)
-            backend.sync()
-
-
-def test_sync_waits_for_the_disk(tmp_path: Path, name: str) -> None:
-    """With WAITAOF, behind a write of this connection, which it would not wait for otherwise."""
-    with redis_server(tmp_path) as server, RedisBackend(server.url(name)) as backend:
+            client.acl_setuser("default", enabled=True, commands=["-config", "-info"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            backend = RedisBackend(server.url(name))
         filled(backend)
-        with server.monitor() as seen:
-            backend.sync()
-        assert [words[0] for words in seen] == [b"WAITAOF"]
-        backend._link.drop()
-        with server.monitor() as seen:
-            backend.sync()
-        names = [words[0] for words in seen]
-        assert names.index(b"HINCRBY") < len(names) - 1
-        assert names[-1] == b"WAITAOF"
-        assert seen[-1][1:3] == [b"1", b"0"]
-
-
-def test_sync_that_flushed_already(tmp_path: Path, name: str) -> None:
-    with redis_server(tmp_path, {"appendfsync": "always"}) as server, RedisBackend(server.url(name)) as backend:
-        filled(backend)
-        with server.monitor() as seen:
-            backend.sync()
-        assert seen == []
+        backend.close()
 
 
 # Slots that somebody changed
@@ -712,7 +704,6 @@ def test_a_reader_that_lost_the_lease(shared: Server, name: str) -> None:
     calls: tuple[Callable[[RedisBackend], object], ...] = (
         lambda old: old.read("tree", ALL),
         lambda old: old.read_xor("tree", slots(1, 2)[np.newaxis], slots()),
-        lambda old: old.sync(),
     )
     for work in calls:
         with RedisBackend(shared.url(name)) as old, RedisBackend(shared.url(name)) as new:

@@ -27,6 +27,9 @@ from oram.errors import BackendAccessError, BackendError, BackendUnavailableErro
 from oram.testing.proxy import Proxy
 from oram.testing.servers import Server, redis_server, server_binary
 
+#: Flushing at each write would take most of the time of these tests, and none of them cuts the power.
+pytestmark = pytest.mark.filterwarnings("ignore:appendfsync:oram.errors.BackendWarning")
+
 SHAPE = RegionShape(64, 200)
 ALL = np.arange(SHAPE.slots)
 DATA = np.random.default_rng(1).integers(1, 256, (64, 200), dtype=np.uint8)
@@ -119,7 +122,7 @@ def tls_server(
         "tls-ca-cert-file": authority.ca,
         "tls-auth-clients": clients,
     }
-    with redis_server(directory, {"appendfsync": "always"}, binary=binary, tls=settings) as server:
+    with redis_server(directory, binary=binary, tls=settings) as server:
         yield server
 
 
