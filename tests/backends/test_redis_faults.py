@@ -776,6 +776,7 @@ os._exit(0)
         assert (backend.read("tree", ALL).data == 7).all()
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of threads: from Python 3.12 on
 def test_a_fork(shared: Server, name: str) -> None:
     with RedisBackend(shared.url(name)) as backend:
         data = filled(backend)
@@ -898,6 +899,40 @@ def test_a_store_that_was_taken_over(shared: Server, name: str, tmp_path: Path) 
             old[b"a"] = b"2"
         assert all(words[0] not in (b"MSET", b"SET") for words in seen)
     old.close()
+
+
+def test_a_store_whose_client_is_killed(shared: Server, name: str, tmp_path: Path) -> None:
+    """``kill -9`` at random instants: what was acknowledged is there, and the next client need only wait for the lease."""
+    program = """
+import sys, oram, warnings
+warnings.simplefilter("ignore")
+with oram.open(sys.argv[1], state=sys.argv[2], key=bytes(32)) as store:
+    n = int(sys.argv[3])
+    while True:
+        n += 1
+        store[b"%d" % (n % 20)] = b"%d" % n
+        print(n, flush=True)
+"""
+    url = shared.url(name, query="lease=1")
+    oram.create(url, state=tmp_path, key=bytes(32), capacity=64, block_size=64, scheme="path").close()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    random, acknowledged = np.random.default_rng(3), 0
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", program, url, tmp_path, str(acknowledged)], env=environment, stdout=subprocess.PIPE
+        ) as client:
+            assert client.stdout is not None
+            acknowledged = int(client.stdout.readline())
+            time.sleep(random.random() / 10)
+            client.kill()
+            acknowledged = int(([b"%d" % acknowledged, *client.stdout.read().split()])[-1])
+        time.sleep(1.1)
+        with oram.open(url, state=tmp_path, key=bytes(32)) as store:
+            newest = max(int(value) for value in store.values())
+            assert newest in (acknowledged, acknowledged + 1)
+            for n in range(max(1, acknowledged - 18), acknowledged + 1):
+                assert int(store[b"%d" % (n % 20)]) in (n, n + 20)
+        acknowledged = newest
 
 
 def test_wrong_access(tmp_path: Path) -> None:
