@@ -292,12 +292,17 @@ class RedisBackend(XorBackend):
         """As the base class says. The region is gone at once, also in a crash; then its slots are deleted, a thousand at a time."""
         self._check()
         with self._lock:
-            known = self._regions.pop(region, None)
+            known = self._regions.pop(region, None)  # first: a new connection must not miss it
             if known is None:
                 return
             forget = _pack(b"HDEL", self._names.regions, region.encode())
             remember = _pack(b"HSET", self._names.dropped, b"%d" % known.number, b"%d" % known.shape.slots)
-            self._call(partial(self._transact, [forget, remember]))
+            try:
+                self._call(partial(self._transact, [forget, remember]))
+            except (BackendError, StoreLockedError) as error:
+                if not isinstance(error, BackendUnavailableError):  # else it may be gone, and the next connection tells
+                    self._regions[region] = known
+                raise
             self._sweep(known)
 
     def _sweep(self, known: _Region) -> None:
@@ -495,16 +500,17 @@ class RedisBackend(XorBackend):
 
     def release(self) -> None:
         """As the base class says. Where the server cannot be reached, the lease expires by itself."""
+        if os.getpid() != self._pid:
+            self._token = None
+        if self._token is None:
+            return
         if self._keeper is not None:
             self._keeper.set()
             self._keeper = None
-        if self._token is None or os.getpid() != self._pid:
-            self._token = None
-            return
         with self._lock:
             command = _pack(b"DEL", self._names.lease)
             try:
-                with contextlib.suppress(OramError):
+                with contextlib.suppress(Exception):  # whatever it is: also the caller's for the password
                     self._call(partial(self._transact, [command]), retry=min(1.0, self.options.retry))
             finally:
                 self._token, self._fenced, self._armed = None, False, False
@@ -528,7 +534,7 @@ class RedisBackend(XorBackend):
         """Renew the lease if it is time. Called in the background."""
         with self._lock:
             if self._token is not None and not self._fenced and not self._closed:
-                with contextlib.suppress(OramError):  # the next call will find out
+                with contextlib.suppress(Exception):  # the next call will find out
                     self._call(lambda: None, retry=0)
 
     def _renew(self) -> None:

@@ -653,6 +653,7 @@ def test_a_second_client_is_refused(shared: Server, name: str) -> None:
         for refused in calls:
             with pytest.raises(StoreLockedError):
                 refused()
+        assert set(second.regions()) == {"tree", "clock"}
         assert np.array_equal(first.read("tree", ALL).data, data)
         first.close()
         second.acquire()
@@ -728,6 +729,29 @@ def test_a_lease_that_nobody_took(shared: Server, name: str) -> None:
             assert np.array_equal(backend.read("tree", ALL).data, data)
         with RedisBackend(shared.url(name)) as other, pytest.raises(StoreLockedError):
             other.acquire()
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_lease_whose_time_is_over(shared: Server, name: str, taken: bool) -> None:
+    """As after a night's sleep of its machine: by the server's clock, and whether it has noticed already or not."""
+    with RedisBackend(shared.url(name, query="lease=1")) as old, RedisBackend(shared.url(name)) as new:
+        data = filled(old)
+        old.acquire()
+        assert old._keeper is not None
+        old._keeper.set()
+        old.write("tree", slots(0), data[:1])
+        old._renew_at = float("inf")  # nor does it know how late it is
+        time.sleep(1.2)
+        if taken:
+            new.acquire()
+            with pytest.raises(FencedError):
+                old.write("tree", slots(3), rows(3, 1))
+        else:
+            data[3:4] = rows(3, 1)
+            old.write("tree", slots(3), data[3:4])
+            with pytest.raises(StoreLockedError):
+                new.acquire()
+        check(shared, name, data)
 
 
 def test_an_idle_store_keeps_its_lease(shared: Server, name: str) -> None:

@@ -263,6 +263,31 @@ def test_a_callback_that_fails(guarded: Server) -> None:
         RedisBackend(guarded.url("mine"), credentials=credentials)
 
 
+def test_a_callback_that_fails_later(tmp_path: Path) -> None:
+    """Not where nobody asked for anything: in the background, and in closing."""
+    broken = False
+
+    def credentials() -> tuple[str, str]:
+        if broken:
+            raise LookupError("the vault is closed")
+        return "", PASSWORD
+
+    with redis_server(tmp_path, {"requirepass": PASSWORD}) as server:
+        backend = RedisBackend(server.url(), credentials=credentials)
+        backend.allocate("tree", SHAPE)
+        backend.acquire()
+        broken = True
+        backend._link.drop()
+        backend._keep_lease()
+        with pytest.raises(LookupError):
+            backend.read("tree", ALL)
+        broken = False
+        backend.read("tree", ALL)
+        broken = True
+        backend._link.drop()
+        backend.close()
+
+
 @pytest.mark.parametrize("user", ["oram", "nobody", ""])
 def test_a_wrong_password_is_not_repeated(guarded: Server, user: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
