@@ -608,13 +608,20 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         for first, last, length in self._batches(len(rows), size):
             requests = self._engine.scheme.requests(length * k)
             real = rows[first:last]
-            for i, (op, found, payload, _) in enumerate(real):
-                self._fill(requests, i, op, found, payload)
-            for i in range(len(real), length):
-                self._fill(requests, i, Op.DUMMY, -1)
-            self._engine.access(requests, Directory.note([*(row[3] for row in real), *[None] * (length - len(real))]))
+            padding = length - len(real)
+            ops = np.array([*(row[0] for row in real), *[Op.DUMMY] * padding], np.uint8)
+            found = np.array([*(row[1] for row in real), *[-1] * padding], np.int64)
+            requests.ops[: length * k] = np.where(found < 0, Op.DUMMY, ops).repeat(k)
+            at = found[:, np.newaxis] * k + np.arange(k)
+            at[found < 0] = 0
+            requests.addresses[: length * k] = at.ravel()
+            payload = b"".join(row[2] for row in real)  # of all of them, or of none
+            if payload:
+                requests.data[: len(real) * k] = np.frombuffer(payload, np.uint8).reshape(len(real) * k, -1)
+            self._engine.access(requests, Directory.note([*(row[3] for row in real), *[None] * padding]))
+            blobs, one = requests.out[: len(real) * k].tobytes(), self._record_size
             for i in range(len(real)):
-                yield first + i, requests.out[i * k : i * k + k].tobytes()
+                yield first + i, blobs[i * one : (i + 1) * one]
 
     def get_many(self, keys: Iterable[bytes], *, size: int | None = None) -> list[bytes | None]:
         """Values in the order of ``keys``, None where missing.
