@@ -264,5 +264,5 @@ def check_write(shape: RegionShape, write: SlotWrite) -> None:
     data = write.data
     if data.dtype != np.uint8 or data.shape != (write.indices.size, shape.slot_size) or not data.flags.c_contiguous:
         raise BackendError(f"slot data must be a C-contiguous uint8 array of shape (n, {shape.slot_size})")
-    if write.indices.size > 1 and np.unique(write.indices).size != write.indices.size:
+    if write.indices.size > 1 and len(set(write.indices.tolist())) != write.indices.size:
         raise BackendError("a write names a slot twice")
