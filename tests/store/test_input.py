@@ -242,10 +242,17 @@ def test_all_problems_of_a_scheme_too(scheme: PathParams | LinearParams) -> None
     assert ("Z must" in str(caught.value)) == isinstance(scheme, PathParams)
 
 
-@pytest.mark.parametrize("where", ["", "memory", "memory:x", "lmdb:", "redis://host", "file:/x", "lmdb://host/x"])
-def test_urls(where: str) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [
+        "", "memory", "memory:x", "lmdb:", "file:/x", "lmdb://host/x", "redis:host", "redis://", "redis://host/x", "redis://host?colour=red",
+        "redis://user@host", "rediss://host?lease=0", "unix:socket", "unix://host/socket",
+    ],
+)  # fmt: skip
+def test_urls(where: str, tmp_path: Path) -> None:
     with pytest.raises(ParameterError):
-        oram.create(where, key=KEY, capacity=8, block_size=48)
+        oram.create(where, key=KEY, capacity=8, block_size=48, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
 
 
 def test_bad_items_leave_no_store() -> None:
