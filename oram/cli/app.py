@@ -628,7 +628,7 @@ def demo(
         str | None,
         typer.Argument(
             metavar="[URL]",
-            help="A server for the stores, which get names of their own and are removed: 450 MB of its memory, or 40 with --fast.",
+            help="redis://HOST and the like: the stores are there, under new names, and are removed. 450 MB, 40 with --fast.",
             show_default="this disk",
         ),
     ] = None,
