@@ -18,7 +18,14 @@ from oram import cli, record
 from oram.cli import credentials, exits, formats, places, schemes
 from oram.cli.exits import InputError
 from oram.cli.progress import Meter, meter
-from oram.errors import BackendWarning, CapacityError, OramError, StoreExistsError, StoreLockedError
+from oram.errors import (
+    BackendUnavailableError,
+    BackendWarning,
+    CapacityError,
+    OramError,
+    StoreExistsError,
+    StoreLockedError,
+)
 from oram.keys import Credential
 from oram.params import check_shape, refuse
 
@@ -420,12 +427,17 @@ def load(
         try:
             told = _load_bulk(store, pairs) if bulk else _load_batches(store, pairs, batch, bar)
         except (InputError, OramError) as error:
-            raise type(error)(_with_outcome(str(error))) from error
+            outcome = _BULK_UNKNOWN if bulk and isinstance(error, BackendUnavailableError) else "nothing was loaded"
+            raise type(error)(_with_outcome(str(error), outcome)) from error
     _say(told)
 
 
-def _with_outcome(message: str) -> str:
-    return message if "loaded" in message else f"{message}; nothing was loaded"
+#: The server may have got the last of it before the connection broke.
+_BULK_UNKNOWN = "either nothing was loaded or everything: see keys"
+
+
+def _with_outcome(message: str, outcome: str) -> str:
+    return message if "loaded" in message else f"{message}; {outcome}"
 
 
 def _load_bulk(store: oram.ObliviousStore, pairs: Iterator[tuple[bytes, bytes]]) -> str:
@@ -452,7 +464,8 @@ def _load_batches(store: oram.ObliviousStore, pairs: Iterator[tuple[bytes, bytes
         try:
             store.put_many(records[done : done + batch], size=batch)
         except OramError as error:
-            raise type(error)(f"{error}; {_loaded(done, records)}") from error
+            more = ", and perhaps the next batch" if isinstance(error, BackendUnavailableError) else ""
+            raise type(error)(f"{error}; {_loaded(done, records)}{more}") from error
         except KeyboardInterrupt:
             raise exits.StoppedError(f"interrupted; {_loaded(done, records)}") from None
         bar.at(done + batch)
