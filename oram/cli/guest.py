@@ -27,7 +27,7 @@ class GuestBackend(RedisBackend):
     def erase(self) -> None:
         """Delete all that is under this name, which nobody else may know.
 
-        Without taking the lease or dropping regions, for a server whose memory is full refuses both, and this is what makes room.
+        Without taking the lease or dropping regions, for a server whose memory is full may refuse both, and this is what makes room.
         """
         names = self._names
         self._unlink([names.lease])  # first, so that what is still on its way over an older connection fails

@@ -194,6 +194,16 @@ def test_passwords(oram: Oram, guarded: Server, key_file: Path, monkeypatch: pyt
         assert SECRET not in done.err + done.text
 
 
+@pytest.mark.parametrize(
+    "where", ["redis://user:{}@host", "redis://{}@host", "redis://{}\u2100@host", "unix://{}@/s", "redis://[{}"]
+)
+def test_a_url_with_a_password_is_refused_and_not_repeated(oram: Oram, where: str) -> None:
+    for command in (("get", where.format(SECRET), "k", *STATE), ("demo", where.format(SECRET))):
+        done = oram(*command)
+        assert done.code == 2
+        assert SECRET not in done.err
+
+
 def test_a_fresh_user_without_a_server(tmp_path: Path) -> None:
     """The program as a whole: soon, in one line, and nothing is left."""
     start = time.monotonic()
