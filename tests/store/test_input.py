@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +298,10 @@ def test_methods_of_keys_without_keys() -> None:
         with pytest.raises(ParameterError, match="blocks"):
             act(store)
     assert trace.events == []
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:1", "rediss://localhost:1", "unix:///nowhere"])
+def test_a_server_needs_a_place_for_the_client_state_before_it_is_asked(url: str) -> None:
+    for call in (partial(oram.create, capacity=4, block_size=16), oram.open):
+        with pytest.raises(ParameterError, match="state=PATH"):
+            call(url, key=bytes(32))
