@@ -18,7 +18,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from oram.backends.base import Backend, BufferBackend, Capability, RegionShape, Slots, SlotWrite
+from oram.backends.base import Backend, BufferBackend, Capability, Slots, SlotWrite
 from oram.directory import Directory
 from oram.errors import (
     ForkedStoreError,
@@ -34,9 +34,13 @@ from oram.schemes.base import Access, Outcome, Scheme
 from oram.state import Pieces, piece_size
 from oram.types import I64, U8
 
-CLOCK = RegionShape(1, 64)
-_FIRST = np.zeros(1, np.int64)
+CLOCK_SIZE = 64  # bytes of a slot of the clock
 GENERATION_BLOCKS = 1 << 38  # AES blocks under one key: advantage below 2^-50 by draft-irtf-cfrg-aead-limits
+
+
+def _clock_of(shard: int) -> bytes:
+    """What a slot of the clock is sealed as: servers that changed places must not pass for each other."""
+    return b"clock%d" % shard if shard else b"clock"
 
 
 class Durability(StrEnum):
@@ -64,6 +68,8 @@ class Engine:
         self.backend, self.journal, self.scheme, self.directory = backend, journal, scheme, directory
         self.sequence = journal.meta.sequence
         self._keys, self._clock, self._unit = keys, clock, unit  # unit: requests of the usual batch
+        self._clocks = np.arange(scheme.shards)
+        self._whole = keys.whole and scheme.shards == 1  # an access in place is one call
         self._logged, self._synced = durability is not Durability.NONE, durability is Durability.SYNC
         self._marked = False  # without a log: the file knows that it is behind
         self._ahead = False  # without a log: it is
@@ -154,7 +160,7 @@ class Engine:
             begun = True
             self._note(note)
         except KeyboardInterrupt:
-            if self._buffer is None or not self._keys.whole or begun:
+            if self._buffer is None or not self._whole or begun:
                 self._trouble = StoreClosedError
             elif self.scheme.turn != before:  # the one call was made, and must not be half an access
                 self._trouble = StoreClosedError
@@ -238,11 +244,12 @@ class Engine:
             self._delivered()
 
     def tick(self, sequence: int) -> SlotWrite:
-        """The clock's slot for this access."""
-        sealed = self.journal.keyring.seal(b"clock", sequence.to_bytes(8, "little"))
-        return SlotWrite(
-            self._clock, _FIRST, np.frombuffer(sealed.ljust(CLOCK.slot_size, b"\0"), np.uint8).reshape(1, -1)
-        )
+        """The clock's slots for this access, one for each shard."""
+        sealed = [
+            self.journal.keyring.seal(_clock_of(j), sequence.to_bytes(8, "little")) for j in range(self._clocks.size)
+        ]
+        data = b"".join(each.ljust(CLOCK_SIZE, b"\0") for each in sealed)
+        return SlotWrite(self._clock, self._clocks, np.frombuffer(data, np.uint8).reshape(-1, CLOCK_SIZE))
 
     def _renew(self) -> None:
         """A generation also ends before its key has sealed too much."""
@@ -285,28 +292,38 @@ class Engine:
             self.settle()
 
     def _landed(self, intent: Intent | None) -> bool:
-        """Whether the last committed write reached the server, by its clock."""
-        slot = self.backend.read(self._clock, _FIRST)
-        if not slot.present[0]:
+        """Whether the last committed write reached the server, by its clock; of several shards, every one of them by its own."""
+        clocks = self._read_clocks()
+        if max(clocks) > self.sequence:
+            raise StaleStateError("the client state is older than the server's part of the store")
+        if min(clocks) == self.sequence:
+            return True
+        begun = intent is not None and intent.sequence == self.sequence
+        journaled = self.journal.write_back() != []
+        open_write = not self._joint and (begun or journaled)
+        # what only some shards have got can be written again, and not be done again: the others' slots are gone
+        together = journaled or len(set(clocks)) == 1
+        if min(clocks) == self.sequence - 1 and open_write and together and self.journal.committed:
+            return False
+        raise RollbackError("the server's part of the store is older than the client state")
+
+    def _read_clocks(self) -> list[int]:
+        """The number of the last access, as each shard has it. RollbackError or StaleStateError where one has none."""
+        slots = self.backend.read(self._clock, self._clocks)
+        if not slots.present.all():
             if self._replaced():
                 raise StaleStateError("the client state is older than the server's part of the store")
             raise RollbackError("the server's part of the store is older than the client state")
         try:
-            plain = self.journal.keyring.open(b"clock", slot.data[0].tobytes()[: 12 + 8 + 16])
+            plain = [
+                self.journal.keyring.open(_clock_of(j), slots.data[j].tobytes()[: 12 + 8 + 16])
+                for j in range(self._clocks.size)
+            ]
         except StaleStateError:
             raise
         except IntegrityError:
             raise IntegrityError("stored data was changed, swapped, withheld or is stale") from None
-        server = int.from_bytes(plain, "little")
-        if server > self.sequence:
-            raise StaleStateError("the client state is older than the server's part of the store")
-        if server == self.sequence:
-            return True
-        begun = intent is not None and intent.sequence == self.sequence
-        open_write = not self._joint and (begun or self.journal.write_back() != [])
-        if server == self.sequence - 1 and open_write and self.journal.committed:
-            return False
-        raise RollbackError("the server's part of the store is older than the client state")
+        return [int.from_bytes(each, "little") for each in plain]
 
     def _replaced(self) -> bool:
         """Whether the server has a later incarnation of the store."""
