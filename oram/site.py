@@ -56,6 +56,13 @@ def _shards_in(state: str | os.PathLike[str], *, sync: bool) -> int:
     return int(shards)
 
 
+def _header_in(backend: Backend) -> bytes | None:
+    if HEADER_REGION not in backend.regions():
+        return None
+    slot = backend.read(HEADER_REGION, _FIRST)
+    return slot.data[0].tobytes() if slot.present[0] else None
+
+
 class Site:
     """One store's place, held exclusively from construction to ``release``.
 
@@ -75,6 +82,7 @@ class Site:
             raise ParameterError(_STATE)  # before anybody is asked
         self.parts = len(places)
         self.owned = not backends
+        self._server: str | None = None  # whose URL leads to one store, or to so many shards
         if len(places) > 1:
             self.backend: Backend = open_each(urls, sync=sync, create=create) if urls else ShardedBackend(backends)
         elif backends:
@@ -82,6 +90,7 @@ class Site:
         else:
             (url,) = urls
             if url.partition(":")[0] in SERVERS and state is not None:
+                self._server = url
                 self.parts = shards or _shards_in(state, sync=sync)
             self.backend = open_shards(url, self.parts) if self.parts > 1 else open_url(url, sync=sync, create=create)
         try:
@@ -103,7 +112,7 @@ class Site:
             try:
                 return LMDBStateFile.at(Path(state), sync=sync, create=create)
             except StoreNotFoundError:
-                if self.server_header() is None:
+                if self.server_header() is None and not self._has_shards():
                     raise
                 raise StateMissingError("the server's part of the store is there, its client state is not") from None
         file = self.backend.state_file()
@@ -112,11 +121,15 @@ class Site:
         return file
 
     def server_header(self) -> bytes | None:
-        """The server's copy of the header."""
-        if HEADER_REGION not in self.backend.regions():
-            return None
-        slot = self.backend.read(HEADER_REGION, _FIRST)
-        return slot.data[0].tobytes() if slot.present[0] else None
+        """The server's copy of the header; of several shards, the first one's."""
+        return _header_in(self.backend)
+
+    def _has_shards(self) -> bool:
+        """Whether the server has a store of several shards, where the client state does not say how many."""
+        if self._server is None:
+            return False
+        with open_shards(self._server, 1) as first:
+            return _header_in(first) is not None
 
     def header(self) -> bytes:
         """The header. StoreNotFoundError, or StateMissingError if only the server's part is there."""

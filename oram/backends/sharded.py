@@ -115,7 +115,9 @@ class ShardedBackend(XorBackend):
         differ = any(found not in (None, part) for found, part in zip(there, parts, strict=True))
         sizes = [0 if found is None else found.slots for found in there]
         if differ or (there[0] is not None and sizes == stripes(sum(sizes), k)):
-            raise BackendError(f"region {region!r} is there with {sum(sizes)} slots, or with slots of another size")
+            raise BackendError(
+                f"region {region!r} is there in another shape, or these are not its backends in their order"
+            )
         if there[0] is not None:
             raise RollbackError("a shard has lost its part of a region that the others have")
         calls = [

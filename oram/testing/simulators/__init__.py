@@ -40,6 +40,7 @@ __all__ = [
     "page_levels",
     "shown",
     "simulator",
+    "tree_info",
 ]
 
 SIMULATORS: dict[str, type[Simulator]] = {
