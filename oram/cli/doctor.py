@@ -127,7 +127,7 @@ def look(found: dict[str, Any], place: str, state: Path | None) -> dict[str, Any
         warnings.simplefilter("always", BackendWarning)
         found = found | {"store": describe(oram.info(place, state=state))}
     if places.remote(place):
-        troubles = [str(one.message) for one in caught if issubclass(one.category, BackendWarning)]
+        troubles = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, BackendWarning)))
         advice = [sentence for sentence in found["advice"] if sentence != _NOTHING]
         advice += [f"The server's setting: {trouble}." for trouble in troubles]
         found |= {"server": {"settings": troubles}, "advice": advice or [_NOTHING]}
