@@ -161,6 +161,7 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     if not joint:
         site.backend.write_all(writes[:1])
         site.backend.sync()
+        site.backend.replicate()  # before the old incarnation goes
     puts = [(HEADER, header_blob)]
     now = writes if joint else []
     deletes = [] if old is None else entries_of(site.file, old)
@@ -171,6 +172,7 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     if not joint:
         site.backend.write_all(writes[1:])
     engine.settle()
+    engine.whole()
     site.drop_all_but(journal.incarnation)
 
 

@@ -856,6 +856,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             if keep:
                 _populate(new, addresses, blocks)
         except BaseException:
+            old.watch()
             site.drop_all_but(old.journal.incarnation)
             site.file.commit([], entries_of(site.file, incarnation))
             raise

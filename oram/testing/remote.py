@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from oram.backends import Backend, Capability, RegionShape, SlotRead, Slots, SlotWrite, XorBackend
@@ -62,6 +62,16 @@ class RemoteBackend(XorBackend):
     def sync(self) -> None:
         self._trip()
         self.inner.sync()
+
+    @property
+    def at_risk(self) -> int:
+        return self.inner.at_risk
+
+    def replicate(self) -> None:
+        self.inner.replicate()
+
+    def on_reconnect(self, check: Callable[[], None]) -> None:
+        self.inner.on_reconnect(check)
 
     def close(self) -> None:
         self.inner.close()

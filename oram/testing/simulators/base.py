@@ -167,8 +167,8 @@ class Simulator:
         for region, size in (*self.regions(), ("clock.1", CLOCK_SIZE), ("header", HEADER_SIZE)):
             self._trip(("allocate", region, (), size))
         self._trip(("read", "clock.1", (0,), CLOCK_SIZE))
-        for write in self._kept:  # whether it had landed or not
-            self._trip(write)
+        if self._kept:  # whether it had landed or not
+            self._trip(*self._kept)
         if self.logged and self.synced and not self.joint:
             self._sync()
         self._generation += 1
@@ -198,7 +198,7 @@ class Simulator:
         puts[-1] = (puts[-1][0], puts[-1][1] + record + note)
         if self._torn:
             size = sum(18 + len(region) + len(slots) * (8 + each) for _, region, slots, each in writes)
-            puts.append((b"w" + _be(1, "I"), SEALED + 8 + size))
+            puts.append((b"w" + _be(1, "I") + _be(0, "Q"), SEALED + 8 + size))
             self._kept = writes
         self.commits.append((*puts, self._meta()))
 
