@@ -275,17 +275,25 @@ class Cluster:
         """Until the nodes that run agree on who has what, every slot is somebody's, and every replica is connected to its primary."""
         for node in self.alive:
             _until(lambda node=node: self._is_ready(node), "the cluster did not get ready")  # type: ignore[misc]
+        ports = {node.port for node in self.alive}
+        _until(lambda: all(self._listed(node) == ports for node in self.alive), "a replica is missing")
         _until(lambda: len({self._primaries(node) for node in self.alive}) == 1, "the nodes do not agree")
 
     def _primaries(self, node: Server) -> frozenset[int]:
         """Ports of those that have slots, as a node has it."""
         return frozenset(int(row[2][1]) for row in self.ask(node, "CLUSTER", "SLOTS"))
 
+    def _listed(self, node: Server) -> set[int]:
+        """Ports of those and of their replicas. One that has not got everything yet is not listed."""
+        return {int(member[1]) for row in self.ask(node, "CLUSTER", "SLOTS") for member in row[2:]}
+
     def _is_ready(self, node: Server) -> bool:
         with suppress(OSError, RuntimeError):
             whole = b"cluster_state:ok" in self.ask(node, "CLUSTER", "INFO")
             known = [line.split() for line in self.ask(node, "CLUSTER", "NODES").splitlines()]
-            fine = sum(words[7] == b"connected" and b"fail" not in words[2] for words in known)
+            fine = sum(
+                words[7] == b"connected" and not {b"fail", b"fail?"} & {*words[2].split(b",")} for words in known
+            )
             info = self._info(node)
             attached = b"role:master" in info or b"master_link_status:up" in info
             return whole and attached and len(known) == len(self.nodes) and fine == len(self.alive)
