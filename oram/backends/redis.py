@@ -109,8 +109,8 @@ _MAX_VALUE = 512 << 20
 #: Times that a transaction is made again because somebody touched the lease without taking it.
 _ATTEMPTS = 5
 
-#: Nodes of a cluster that are remembered, and that are asked before there is a pause.
-_NODES = 32
+#: Nodes of a cluster that are remembered, and those that are asked before there is a pause.
+_NODES, _ROUND = 32, 8
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")
@@ -691,6 +691,7 @@ class RedisBackend(XorBackend):
             except BaseException:
                 self._link.drop()  # it must not be used before all of this went well
                 raise
+            self._link.found = True
         if self._token is not None and time.monotonic() >= self._renew_at:
             self._renew()
         return work()
@@ -844,6 +845,7 @@ class _Link:
         self._busy = False
         self.cluster = False  #: whether the server is one of a cluster, as far as is known
         self.count = 0  #: connections so far
+        self.found = False  #: whether one of them led to the store
         self.tried: set[Address] = set()  #: nodes that are not to be asked again before the next pause
 
     def _new(self, address: Address) -> Any:
@@ -882,12 +884,12 @@ class _Link:
         return bool(self._wire.is_connected)
 
     def connect(self, until: float) -> None:
-        """Connect to the first node that answers. No further one is tried after ``until``, but each that was named is at the first connection."""
+        """Connect to the first node that answers. No further one is tried after ``until``, but next time, unless the store is still to be found."""
         trouble: _BrokenError | None = None
         self._login.ask()
         try:
             for address in [address for address in self._order if address not in self.tried]:
-                if trouble is not None and self.count and time.monotonic() >= until:
+                if trouble is not None and self.found and time.monotonic() >= until:
                     break
                 self.tried.add(address)
                 try:
@@ -895,7 +897,7 @@ class _Link:
                     self._learn()
                 except _BrokenError as error:
                     trouble = trouble or error
-                    self._last(address)
+                    self._order = [*(other for other in self._order if other != address), address]
                 except BaseException:
                     self.drop()
                     raise
@@ -938,7 +940,7 @@ class _Link:
                 raise BackendError("several servers are named, and one of them is no part of a cluster")
 
     def follow(self, trouble: _BrokenError | BackendReadOnlyError) -> bool:
-        """Whether to call again at once: at a node that was named just now, and that did not fail since the last pause.
+        """Whether to call again at once, at another node: one that is named now, or else the next one, which may know better. Each once between two pauses.
 
         Raises what it is no use repeating.
         """
@@ -952,18 +954,14 @@ class _Link:
                 raise BackendError("another node of the cluster has the store: name a host, not a Unix socket")
             self.cluster = True
             address = _address(trouble.host, trouble.port, self._at[0])
-            if address is not None and address not in self.tried and len(self.tried) < _NODES:
+            if address is not None:
                 self._first(address, *self._order)
-                return True
-        if isinstance(trouble, _MovedError | _DownError | BackendReadOnlyError):
-            self._last(self._at)  # others may know better
-        return False
+        elif not isinstance(trouble, _DownError):
+            return False
+        return len(self.tried) < _ROUND and not self.tried.issuperset(self._order)
 
     def _first(self, *addresses: Address) -> None:
         self._order = list(dict.fromkeys((*addresses[:_NODES], *self._seeds)))
-
-    def _last(self, address: Address) -> None:
-        self._order = [*(other for other in self._order if other != address), address]
 
     def trip(self, commands: list[bytes]) -> list[Any]:
         """Send packed commands, and read a reply to each; an error reply is an exception among them."""
@@ -1092,7 +1090,7 @@ def _nodes(reply: list[Any], slot: int, here: str) -> list[Address]:
     found: dict[Address, None] = {}
     for node in ours + others:
         match node:
-            case [bytes() | None as host, int(port), *_] if len(found) < _NODES:
+            case [bytes() | None as host, int(port), *_]:
                 address = _address((host or b"").decode("latin-1"), port, here)
                 if address is not None:
                     found[address] = None

@@ -319,7 +319,7 @@ def _until(done: Callable[[], bool], trouble: str, seconds: float = 30) -> None:
 
 @contextmanager
 def redis_cluster(
-    directory: Path, settings: Mapping[str, str | list[str]] | None = None, *, timeout: float = 1.5
+    directory: Path, settings: Mapping[str, str | list[str]] | None = None, *, timeout: float = 1.2
 ) -> Iterator[Cluster]:
     """A running cluster, ready, all of whose nodes are stopped at the end. Arguments as for ``redis_server`` and ``Cluster``.
 
