@@ -934,10 +934,8 @@ class _Link:
             self.cluster = True
             nodes = _nodes(reply, self._slot, self._at[0])
             self._first(self._at, *nodes)
-        elif isinstance(reply, Exception) and "cluster support disabled" in str(reply):
-            self.cluster = False
-            if len(self._seeds) > 1:
-                raise BackendError("several servers are named, and one of them is no part of a cluster")
+        elif len(self._seeds) > 1 and isinstance(reply, Exception) and "cluster support disabled" in str(reply):
+            raise BackendError("several servers are named, and one of them is no part of a cluster")
 
     def follow(self, trouble: _BrokenError | BackendReadOnlyError) -> bool:
         """Whether to call again at once, at another node: one that is named now, or else the next one, which may know better. Each once between two pauses.

@@ -362,6 +362,7 @@ def test_the_primary_dies_and_nobody_may_follow(cluster: Cluster, name: str) -> 
     """As an operator has it who prefers waiting: the call fails after ``retry``, and goes on when the node is back."""
     primary, replica = cluster.places(name)
     query = "timeout=0.5&retry=1&lease=60"
+    cluster.ask(primary, "CONFIG", "SET", "appendfsync", "always")  # else it holds writes back while the disk is busy
     with RedisBackend(elsewhere(cluster, name).url(name, query=query)) as backend:
         backend.acquire()
         data = filled(backend)
