@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, ring
+from bench import bars, remote, ring
 from bench.measure import Row, machine, seal_4096
 
-BARS = {**bars.BARS, **ring.BARS}
+BARS = {**bars.BARS, **ring.BARS, **remote.BARS}
 
 
 def main() -> None:

@@ -12,6 +12,9 @@ from oram.errors import ParameterError
 
 __all__ = ["open_url"]
 
+#: Schemes of URLs that lead to a server, where no client state is kept.
+SERVERS = ("redis", "rediss", "unix")
+
 
 def open_url(url: str, *, sync: bool, create: bool) -> Backend:
     """The backend that a URL names.
@@ -32,7 +35,7 @@ def open_url(url: str, *, sync: bool, create: bool) -> Backend:
         return MemoryBackend()
     if scheme == "lmdb" and rest and not rest.startswith("//"):
         return LMDBBackend(Path(rest).expanduser(), sync=sync, create=create)
-    if scheme in ("redis", "rediss", "unix") and rest.startswith("//"):
+    if scheme in SERVERS and rest.startswith("//"):
         from oram.backends.redis import RedisBackend
 
         return RedisBackend(url)

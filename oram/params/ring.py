@@ -63,7 +63,8 @@ class RingParams:
     S: dummies a bucket is written with, at least; None minimises the bandwidth.
     metadata: where each bucket's metadata is. "client": with the client, one round trip an access. "server": sealed at the server, as
     in the paper, two round trips.
-    xor: whether the slots of a path are fetched as their XOR; None does so wherever the backend can.
+    xor: whether the slots of a path are fetched as their XOR; None does so where the backend can
+    and says that it pays, asked anew at each opening (a Redis server by its link).
     """
 
     Z: int | None = None

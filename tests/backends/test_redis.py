@@ -31,6 +31,7 @@ from oram.errors import BackendError, ParameterError, StateMissingError, StoreEx
 from oram.testing.conformance import BackendConformance
 from oram.testing.proxy import Proxy
 from oram.testing.servers import Server, redis_server, server_binary
+from oram.trace import TraceBackend
 from oram.types import I64, U8
 
 #: Flushing at each write would take most of the time of these tests, and none of them cuts the power.
@@ -387,6 +388,47 @@ def test_a_store_needs_a_state_of_its_own(server: Server, name: str) -> None:
         backend.acquire()  # nothing has it
 
 
+@pytest.mark.parametrize(
+    ("round_trip", "rate", "size", "pays"),
+    [
+        (60e-6, 4e9, 4096, False),  # loopback
+        (60e-6, 125e6, 4096, True),  # a gigabit a second
+        (60e-6, 125e6, 16384, True),
+        (60e-6, 1.25e9, 16384, True),
+        (60e-6, 1.25e9, 200, False),  # ten gigabits: what is saved is less than the commands cost
+        (20e-3, 1e12, 200, True),  # far away
+    ],
+)
+def test_folding_pays_where_the_link_is_slower_than_the_server_folds(
+    server: Server, name: str, monkeypatch: pytest.MonkeyPatch, round_trip: float, rate: float, size: int, pays: bool
+) -> None:
+    with RedisBackend(server.url(name)) as backend:
+        monkeypatch.setattr(backend, "_ping", lambda payload: round_trip + 2 * len(payload) / rate)
+        assert backend.fold_pays(20, size) is pays
+
+
+def test_a_link_is_measured(server: Server, name: str) -> None:
+    with Proxy(server.port, rtt=0.005) as proxy, RedisBackend(f"redis://127.0.0.1:{proxy.port}?name={name}") as backend:
+        assert backend.fold_pays(20, 200)  # a proxy is never quicker than its delay
+
+
+@pytest.mark.parametrize("forced", [None, False, True])
+def test_ring_folds_where_it_pays_or_where_it_is_told(
+    server: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: bool | None
+) -> None:
+    key = oram.generate_key()
+    for round_trip, pays in ((0.0, False), (1.0, True)):
+        monkeypatch.setattr(RedisBackend, "_ping", lambda self, payload, seconds=round_trip: seconds)
+        backend = TraceBackend(RedisBackend(server.url(f"{name}{pays}")))
+        scheme = oram.RingParams(xor=forced)
+        state = tmp_path / str(pays)
+        with oram.create(backend, key=key, capacity=64, block_size=32, scheme=scheme, state=state, tree_top=0) as store:
+            backend.clear()
+            store[b"k"] = b"v"
+            assert {event.op for event in backend.events} >= {"xor" if (pays if forced is None else forced) else "read"}
+            assert ("xor" in {event.op for event in backend.events}) is (pays if forced is None else forced)
+
+
 @pytest.mark.parametrize("scheme", ["path", "ring", "linear"])
 def test_a_store(server: Server, name: str, tmp_path: Path, scheme: str) -> None:
     key, url = oram.generate_key(), server.url(name)
@@ -439,6 +481,10 @@ def test_what_the_server_sees_of_a_store(server: Server, name: str, tmp_path: Pa
     widths: dict[bytes, set[int]] = {}
     lengths: dict[bytes, set[int]] = {}
     for command, *words in seen:
+        if command == b"PING":  # how fast the link is
+            assert len(words) <= 1
+            assert not b"".join(words).strip(b"\0")
+            continue
         if command in (b"MULTI", b"EXEC", b"UNWATCH", b"INFO", b"CONFIG", b"CLUSTER", b"DBSIZE", b"SCAN", b"ECHO"):
             assert len(words) <= 5
             continue

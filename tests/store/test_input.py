@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +243,17 @@ def test_all_problems_of_a_scheme_too(scheme: PathParams | LinearParams) -> None
     assert ("Z must" in str(caught.value)) == isinstance(scheme, PathParams)
 
 
-@pytest.mark.parametrize("where", ["", "memory", "memory:x", "lmdb:", "redis://host", "file:/x", "lmdb://host/x"])
-def test_urls(where: str) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [
+        "", "memory", "memory:x", "lmdb:", "file:/x", "lmdb://host/x", "redis:host", "redis://", "redis://host/x", "redis://host?colour=red",
+        "redis://user@host", "rediss://host?lease=0", "unix:socket", "unix://host/socket",
+    ],
+)  # fmt: skip
+def test_urls(where: str, tmp_path: Path) -> None:
     with pytest.raises(ParameterError):
-        oram.create(where, key=KEY, capacity=8, block_size=48)
+        oram.create(where, key=KEY, capacity=8, block_size=48, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
 
 
 def test_bad_items_leave_no_store() -> None:
@@ -290,3 +298,10 @@ def test_methods_of_keys_without_keys() -> None:
         with pytest.raises(ParameterError, match="blocks"):
             act(store)
     assert trace.events == []
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:1", "rediss://localhost:1", "unix:///nowhere"])
+def test_a_server_needs_a_place_for_the_client_state_before_it_is_asked(url: str) -> None:
+    for call in (partial(oram.create, capacity=4, block_size=16), oram.open):
+        with pytest.raises(ParameterError, match="state=PATH"):
+            call(url, key=bytes(32))
