@@ -149,6 +149,7 @@ def fresh(site: Site, header: Header, incarnation: int, durability: Durability) 
     journal = _journal(site, header, incarnation, existing=False)
     generation = journal.new_generation()  # its salt also says where the blocks begin
     engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
+    engine.building = True
     engine.start(generation)
     return engine
 

@@ -74,9 +74,8 @@ class Engine:
         self._deferred = not self._joint and Capability.REMOTE in backend.capabilities
         self._pending: Sequence[SlotWrite] = ()  # the write-back of the last access, where it is deferred
         self._exposed = False  # it was written, and may not have been made durable
-        self._reached: int | None = (
-            None  # the last access whose write-back the server was given; None before that is known
-        )
+        self._reached: int | None = None  # the last access whose write-back the server was given, once that is known
+        self.building = False  # a new incarnation, of which the journal says nothing yet
         self._buffer: Callable[[str], Slots] | None = None
         if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:
             views = {region: backend.buffer(region) for region in scheme.regions()}
@@ -141,7 +140,7 @@ class Engine:
 
     def whole(self) -> None:
         """All of a new incarnation is at the server."""
-        self._reached = self.sequence
+        self._reached, self.building = self.sequence, False
 
     # --- the access
 
@@ -341,11 +340,9 @@ class Engine:
         """
         if self._trouble is not None:
             return
+        if self.building and self.backend.at_risk:
+            raise BackendUnavailableError("the connection broke in the middle of a load, and a part of it may be lost")
         if self._reached is None:
-            if self.backend.at_risk:
-                raise BackendUnavailableError(
-                    "the connection broke in the middle of a load, and a part of it may be lost"
-                )
             return
         server = self._server_clock()
         lost = range(server + 1, self._reached + 1)

@@ -6,7 +6,7 @@ is left out: it would cost more than the rest of an access.
 All keys of a store begin with ``{name}:``, so that one node of a cluster has all of them, and one ACL pattern covers them:
 
     {name}:lease    who has the store: a random token, which expires
-    {name}:fence    how often the lease was taken
+    {name}:fence    how often the lease was taken, and the token of the last time
     {name}:regions  hash: region -> number, slots and slot size; under the empty name, the last number given out
     {name}:dropped  hash: number -> slots, of dropped regions whose slots are still being deleted
     {name}:fold     the result of a BITOP, inside one transaction only
@@ -113,6 +113,9 @@ _PAYLOAD, _FAR = 1 << 16, 1e-3
 #: What folding takes a server, in seconds: for each group, and for each byte of a slot.
 _FOLD, _FOLD_BYTE = 20e-6, 0.6e-9
 
+#: Replicas that may be asked for; writes at risk from which they are asked what they have, and milliseconds that this may take.
+_REPLICAS, _ASK, _PATIENCE = 16, 8, 50
+
 #: Times that a transaction is made again because somebody touched the lease without taking it.
 _ATTEMPTS = 5
 
@@ -121,6 +124,7 @@ _NODES, _ROUND = 32, 8
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")
+_FENCE = re.compile(rb"(\d{1,18}) ([0-9a-f]{32})")
 _RECORD = re.compile(rb"(\d{1,10}) (\d{1,19}) (\d{1,19})")
 _CODE = re.compile(r"[A-Z]{2,20}")
 _NO_DATABASE = re.compile(r"^(ERR )?(SELECT is not allowed|DB index is out of range)")
@@ -141,6 +145,8 @@ class RedisOptions:
     timeout: seconds to wait for a connection or for the next bytes of a reply.
     retry: seconds during which a call goes on connecting again. The constructor tries once.
     lease: seconds after which the store of a client that died can be taken. It is renewed three times in these.
+    replicas: how many replicas must have a write before the client lets its copy go; 0 gives up what a failover takes back. None: one, where the
+        server says at the first connection that it has some.
 
     Raises ParameterError with all problems together.
     """
@@ -159,6 +165,7 @@ class RedisOptions:
     timeout: float = 10.0
     retry: float = 30.0
     lease: float = 30.0
+    replicas: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -178,12 +185,15 @@ class RedisOptions:
             problems.append("name must be 1 to 64 letters, digits, or any of _.-")
         if not (0 < self.timeout <= 3600 and 0 <= self.retry <= 86400 and 1 <= self.lease <= 86400):
             problems.append("timeout must be up to 3600 s, retry up to 86400 s, lease 1 to 86400 s")
+        if self.replicas is not None and not 0 <= self.replicas <= _REPLICAS:
+            problems.append(f"replicas must be 0 to {_REPLICAS}")
         if problems:
             raise ParameterError("; ".join(problems))
 
     @classmethod
     def from_url(cls, url: str, credentials: Credentials | None = None) -> Self:
-        """``redis://HOST[:PORT][/DB]``, ``rediss://`` for TLS, ``unix:///PATH``; then ``?`` and any of name, db, ca, cert, key, timeout, retry, lease.
+        """``redis://HOST[:PORT][/DB]``, ``rediss://`` for TLS, ``unix:///PATH``; then ``?`` and any of name, db, ca, cert, key, timeout, retry, lease,
+        replicas.
 
         Several nodes of a cluster are separated by commas: ``redis://HOST:PORT,HOST:PORT``.
         ParameterError for anything else, a user name or password among it. Messages do not repeat the URL.
@@ -195,7 +205,7 @@ class RedisOptions:
         kinds: dict[str, Callable[[str], Any]] = {
             **dict.fromkeys(("name", "ca", "cert", "key"), str),
             **dict.fromkeys(("timeout", "retry", "lease"), float),
-            "db": int,
+            **dict.fromkeys(("db", "replicas"), int),
         }
         try:
             parts = urllib.parse.urlsplit(head + slashes + tail[len(authority) :])
@@ -294,6 +304,10 @@ class RedisBackend(XorBackend):
         self._closed, self._pid = False, os.getpid()
         self._token: bytes | None = None  # of our lease
         self._fence = 0  # how often the lease had been taken when we took it
+        self._replicas = 0  # that must have a write before it is safe
+        self._at_risk = 0  # transactions since the replicas were last known to have all of them
+        self._verify: Callable[[], None] | None = None  # to be called on each new connection
+        self._verified = True  # it was
         self._armed = False  # the server watches the lease for us, and we saw that it is as `_token` says
         self._fenced = False
         self._renew_at = 0.0
@@ -301,7 +315,7 @@ class RedisBackend(XorBackend):
         self._link = _Link(where)
         self._settings: dict[bytes, bytes] = {}
         try:
-            self._call(self._warn, retry=0)
+            self._call(self._see, retry=0)
         except BaseException:
             self._closed = True
             self._link.drop()
@@ -517,6 +531,20 @@ class RedisBackend(XorBackend):
         """Nothing: what is durable was so before its answer. See DURABLE above."""
         self._check()
 
+    @property
+    def at_risk(self) -> int:
+        """As the base class says: transactions that too few replicas are known to have. They are asked every eighth time, with no round trip of its own."""
+        return self._at_risk
+
+    def replicate(self) -> None:
+        """As the base class says, for half of ``timeout``. BackendReadOnlyError where too few replicas have the latest writes by then."""
+        self._check()
+        if self._at_risk:
+            self._call(self._await)
+
+    def on_reconnect(self, check: Callable[[], None]) -> None:
+        self._verify = check
+
     # Ownership
 
     def acquire(self) -> None:
@@ -529,6 +557,8 @@ class RedisBackend(XorBackend):
             self._token, self._fenced, self._armed = token, False, False
             try:
                 self._call(self._arm)  # so that the first write takes no longer than any other
+                if self._replicas:
+                    self._call(self._await)  # a failover must not take the lease back
                 for number, slots in self._call(self._leftovers):
                     self._sweep(_Region.of(self._names, number, RegionShape(slots, 1)))
             except BaseException:
@@ -544,19 +574,20 @@ class RedisBackend(XorBackend):
         names = self._names
         start = time.monotonic()
         _, _, holder, fence, left = self._ask([*names.look, _pack(b"PTTL", names.lease)])
-        if holder == token:  # an earlier attempt took it, and its answer was lost
-            number = _integer(fence)
+        taken, last = _taken(fence)
+        if holder == token == last:  # an earlier attempt took it, and its answer was lost
+            number = taken
         elif holder is not None:
             raise StoreLockedError(
                 "another client has the store open; if it died, its lease expires in "
                 f"{max(0, _integer(left)) / 1000:.0f} s"
             )
         else:
-            (done,) = self._ask([_MULTI, _pack(b"INCR", names.fence), names.claim(token, self._lease_ms), _EXEC])[3:]
+            number = taken + 1
+            (done,) = self._ask([_MULTI, *names.take(number, token, self._lease_ms), _EXEC])[3:]
             if done is None:
                 raise StoreLockedError("another client has just opened the store")
             _refuse(_array(done, 2))
-            number = _integer(done[0])
         self._load()
         self._renew_at = start + self.options.lease / 3
         return number
@@ -607,7 +638,7 @@ class RedisBackend(XorBackend):
         with self._lock:
             if self._token is not None and not self._fenced and not self._closed:
                 with contextlib.suppress(Exception):  # the next call will find out
-                    self._call(lambda: None, retry=0)
+                    self._call(lambda: None, retry=0, verify=False)  # not from this thread: it may be amid an access
 
     def _renew(self) -> None:
         start = time.monotonic()
@@ -618,7 +649,7 @@ class RedisBackend(XorBackend):
         """Have the server watch the lease, and look whose it is.
 
         StoreLockedError where it is another's, FencedError where it was another's since it was ours. Where it expired and nobody took it since, it is
-        ours again: the fence tells.
+        ours again: the fence tells. RollbackError where the server does not know that it was ours, unless somebody verifies what it has (``on_reconnect``).
         """
         names = self._names
         for _ in range(_ATTEMPTS):
@@ -628,17 +659,18 @@ class RedisBackend(XorBackend):
                     raise StoreLockedError("another client has the store open")
                 self._armed = True
                 return
-            fence = 0 if count is None else _integer(count)
-            if fence < self._fence:
+            fence, last = _taken(count)
+            if fence < self._fence and self._verify is None:
                 raise RollbackError("the server came back without the lease that this client has")
-            if fence > self._fence or holder not in (None, self._token):
+            if fence > self._fence or (fence == self._fence and (last != self._token or holder not in (None, last))):
                 self._fenced = True
                 raise FencedError("another client took the store over, as the lease of this one had expired")
-            if holder is not None:
+            if fence == self._fence and holder is not None:
                 self._armed = True
                 return
+            # It expired; or a failover took back that it was taken, and nobody did so since: a client before this one will find it gone.
             start = time.monotonic()
-            if self._ask([_MULTI, names.claim(self._token, self._lease_ms), _EXEC])[2] is not None:
+            if self._ask([_MULTI, *names.take(self._fence, self._token, self._lease_ms), _EXEC])[-1] is not None:
                 self._renew_at = start + self.options.lease / 3
         raise _restless()
 
@@ -654,15 +686,32 @@ class RedisBackend(XorBackend):
             if not self._armed:
                 self._arm()
             self._armed = False
-            replies = self._link.trip([*before, _MULTI, *commands, _EXEC, names.watch, names.holder])
+            # Ahead of the writes, so that it asks for those before them, which are on their way to the replicas already.
+            ask = [names.wait(self._replicas, _PATIENCE)] if self._replicas and self._at_risk >= _ASK else []
+            replies = self._link.trip([*ask, *before, _MULTI, *commands, _EXEC, names.watch, names.holder])
+            if ask:
+                self._heard(replies.pop(0))
             done, watched, holder = replies[-3:]
             self._armed = watched == b"OK" and holder == self._token
             _refuse(replies[:-3])  # what the server did not even queue says why, and comes first
             _refuse([done])
             if done is not None:
                 _refuse(_array(done, len(commands)))
+                self._at_risk += bool(self._replicas)
                 return replies[: len(before)], done
         raise _restless()
+
+    def _heard(self, reply: Any) -> None:
+        """What a WAIT said: how many replicas have all that this connection had written before it, which began by renewing the lease."""
+        _refuse([reply])
+        if _integer(reply) >= self._replicas:
+            self._at_risk = 0
+
+    def _await(self) -> None:
+        (reply,) = self._ask([self._names.wait(self._replicas, int(500 * self.options.timeout))])
+        self._heard(reply)
+        if self._at_risk:
+            raise BackendReadOnlyError(f"fewer than {self._replicas} replicas have the latest writes")
 
     def _transact(self, commands: list[bytes]) -> list[Any]:
         return self._pipeline([], commands)[1]
@@ -673,8 +722,11 @@ class RedisBackend(XorBackend):
         _refuse(replies)
         return replies
 
-    def _call(self, work: Callable[[], T], retry: float | None = None) -> T:
-        """Run ``work``, which may run again over a new connection where this one breaks: see the head of this module."""
+    def _call(self, work: Callable[[], T], retry: float | None = None, *, verify: bool = True) -> T:
+        """Run ``work``, which may run again over a new connection where this one breaks: see the head of this module.
+
+        verify: whether now is the time for what ``on_reconnect`` asked for; else the next call does it.
+        """
         self._check()  # before the lock, which somebody may have held at a fork
         with self._lock:
             if self._closed or self._fenced:
@@ -684,7 +736,7 @@ class RedisBackend(XorBackend):
             link.tried.clear()
             trouble: _BrokenError | BackendReadOnlyError
             try:
-                return self._attempt(work, time.monotonic() + patience)
+                return self._attempt(work, time.monotonic() + patience, verify)
             except (_BrokenError, BackendReadOnlyError) as error:
                 trouble = error
             end, failures = time.monotonic() + patience, 0
@@ -698,17 +750,17 @@ class RedisBackend(XorBackend):
                     time.sleep(min(backoff.compute(failures), left))
                     link.tried.clear()
                 try:
-                    return self._attempt(work, end)
+                    return self._attempt(work, end, verify)
                 except (_BrokenError, BackendReadOnlyError) as error:
                     trouble = error
             if isinstance(trouble, _BrokenError):
                 raise BackendUnavailableError(f"no answer from {self.options.url}: {trouble.reason}")
             raise trouble
 
-    def _attempt(self, work: Callable[[], T], until: float) -> T:
+    def _attempt(self, work: Callable[[], T], until: float, verify: bool) -> T:
         """Run ``work``, where necessary over a new connection; no further node is tried for that after ``until``."""
         if not self._link.up:
-            self._armed = False
+            self._armed = self._verified = False
             self._link.connect(until)
             try:
                 self._inspect()
@@ -724,6 +776,14 @@ class RedisBackend(XorBackend):
             self._link.found = True
         if self._token is not None and time.monotonic() >= self._renew_at:
             self._renew()
+        if verify and not self._verified:
+            self._verified = True  # first: it calls this backend
+            try:
+                if self._verify is not None:
+                    self._verify()
+            except BaseException:
+                self._verified = False
+                raise
         return work()
 
     def _check(self) -> None:
@@ -756,6 +816,16 @@ class RedisBackend(XorBackend):
             self._ask([self._names.holder])  # one of a cluster says where the primary is
             raise BackendReadOnlyError("the server is a replica, whose slots may be old: name its primary")
 
+    def _see(self) -> None:
+        """The first connection: how many replicas have to be waited for, and what there is to warn of."""
+        wanted = self.options.replicas
+        if wanted is None:
+            wanted = int(self._settings.get(b"connected_slaves", b"0") != b"0")
+            if wanted and isinstance(self._link.trip([self._names.wait(0, 1)])[0], Exception):
+                wanted = 0  # it may not be asked
+        self._replicas = wanted
+        self._warn()
+
     def _warn(self) -> None:
         """A BackendWarning for each setting that can lose slots."""
         told = self._settings.get
@@ -770,12 +840,12 @@ class RedisBackend(XorBackend):
             troubles.append(
                 "appendfsync is not always: a loss of power takes the last writes back, and with them the store"
             )
-        if told(b"connected_slaves", b"0") != b"0" and told(b"min-replicas-to-write") == b"0":
+        if told(b"connected_slaves", b"0") != b"0" and not self._replicas:
             troubles.append(
-                "min-replicas-to-write is 0 and there are replicas: a failover may take acknowledged writes back"
+                "there are replicas, which are not asked (WAIT): what a failover takes back is not repaired"
             )
         for trouble in troubles:
-            warnings.warn(trouble, BackendWarning, stacklevel=5)
+            warnings.warn(trouble, BackendWarning, stacklevel=6)
 
 
 def _keep(backend: weakref.ref[RedisBackend], stop: threading.Event, interval: float) -> None:
@@ -802,8 +872,13 @@ class _Names:
         self.holder = _pack(b"GET", self.lease)
         self.take_fold = _pack(b"GETDEL", self.fold)
 
-    def claim(self, token: bytes, milliseconds: bytes) -> bytes:
-        return _pack(b"SET", self.lease, token, b"NX", b"PX", milliseconds)
+    def take(self, number: int, token: bytes, milliseconds: bytes) -> list[bytes]:
+        """The lease, for the number-th time."""
+        fence = _pack(b"SET", self.fence, b"%d %s" % (number, token))
+        return [fence, _pack(b"SET", self.lease, token, b"PX", milliseconds)]
+
+    def wait(self, replicas: int, milliseconds: int) -> bytes:
+        return _pack(b"WAIT", b"%d" % replicas, b"%d" % milliseconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1145,6 +1220,16 @@ def _integer(reply: Any) -> int:
         return int(reply)
     except (TypeError, ValueError):
         raise _damaged() from None
+
+
+def _taken(fence: Any) -> tuple[int, bytes]:
+    """How often the lease was taken, and the token of the last time."""
+    if fence is None:
+        return 0, b""
+    match = _FENCE.fullmatch(fence) if isinstance(fence, bytes) else None
+    if match is None:
+        raise _damaged()
+    return int(match[1]), match[2]
 
 
 def _array(reply: Any, length: int | None = None) -> list[Any]:
