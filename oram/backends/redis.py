@@ -146,7 +146,7 @@ class RedisOptions:
     retry: seconds during which a call goes on connecting again. The constructor tries once.
     lease: seconds after which the store of a client that died can be taken. It is renewed three times in these.
     replicas: how many replicas must have a write before the client lets its copy go; 0 gives up what a failover takes back. None: one, where the
-        server says at the first connection that it has some.
+        server says when the store is opened, or later at a new connection, that it has some.
 
     Raises ParameterError with all problems together.
     """
@@ -553,6 +553,8 @@ class RedisBackend(XorBackend):
             if self._token is not None:
                 raise StoreLockedError("another store handle has this backend")
             token = secrets.token_hex(16).encode()
+            self._call(self._look_again)
+            self._at_risk = 0
             self._fence = self._call(partial(self._take, token))
             self._token, self._fenced, self._armed = token, False, False
             try:
@@ -764,6 +766,9 @@ class RedisBackend(XorBackend):
             self._link.connect(until)
             try:
                 self._inspect()
+                self._count(
+                    self._replicas
+                )  # not less than at first: that one is cut off does not mean that it will not take over
                 self._load()
                 if self._token is not None:
                     self._arm()
@@ -818,13 +823,21 @@ class RedisBackend(XorBackend):
 
     def _see(self) -> None:
         """The first connection: how many replicas have to be waited for, and what there is to warn of."""
+        self._count()
+        self._warn()
+
+    def _count(self, least: int = 0) -> None:
+        """How many replicas have to have a write, where the options leave that open: one if the server has some, and says what they have; or ``least``."""
         wanted = self.options.replicas
         if wanted is None:
-            wanted = int(self._settings.get(b"connected_slaves", b"0") != b"0")
+            wanted = max(least, int(self._settings.get(b"connected_slaves", b"0") != b"0"))
             if wanted and isinstance(self._link.trip([self._names.wait(0, 1)])[0], Exception):
-                wanted = 0  # it may not be asked
+                wanted = 0
         self._replicas = wanted
-        self._warn()
+
+    def _look_again(self) -> None:
+        self._inspect()
+        self._count()
 
     def _warn(self) -> None:
         """A BackendWarning for each setting that can lose slots."""
@@ -842,7 +855,7 @@ class RedisBackend(XorBackend):
             )
         if told(b"connected_slaves", b"0") != b"0" and not self._replicas:
             troubles.append(
-                "there are replicas, which are not asked (WAIT): what a failover takes back is not repaired"
+                "there are replicas, which are not asked what they have (WAIT): a failover may take acknowledged writes back"
             )
         for trouble in troubles:
             warnings.warn(trouble, BackendWarning, stacklevel=6)
