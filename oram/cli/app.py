@@ -159,7 +159,7 @@ def create(
     blocks_per_value: Annotated[int, typer.Option(min=1, help="Blocks that each record takes.")] = 1,
     scheme: Annotated[
         str | None,
-        typer.Option(help="path, ring or linear.", show_default="path or linear, the cheaper one as measured"),
+        typer.Option(help="path, ring, cuckoo or linear.", show_default="path or linear, the cheaper one as measured"),
     ] = None,
     blocks: Annotated[
         int | None,

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from oram.kernels.base import Keys, PathState, RingState
+from oram.kernels.base import CuckooState, Keys, PathState, RingState
 from oram.kernels.reference.cipher import ReferenceKeys
+from oram.kernels.reference.cuckoooram import ReferenceCuckoo
 from oram.kernels.reference.linearoram import ReferenceLinear
 from oram.kernels.reference.pathoram import ReferencePath
 from oram.kernels.reference.ringoram import ReferenceRing
 from oram.kernels.reference.tagindex import ReferenceIndex
-from oram.params import LinearGeometry, PathGeometry, RingGeometry
+from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry
 from oram.types import U8, U64
 
 __all__ = [
+    "ReferenceCuckoo",
     "ReferenceIndex",
     "ReferenceKeys",
     "ReferenceLinear",
     "ReferencePath",
     "ReferenceRing",
+    "cuckoo",
     "index",
     "keys",
     "linear",
@@ -46,6 +49,11 @@ def path(geometry: PathGeometry, state: PathState, keys: Keys) -> ReferencePath:
 def ring(geometry: RingGeometry, state: RingState, keys: Keys) -> ReferenceRing:
     """Ring kernel over this state."""
     return ReferenceRing(geometry, state, keys)
+
+
+def cuckoo(geometry: CuckooGeometry, state: CuckooState, keys: Keys, hash_key: bytes) -> ReferenceCuckoo:
+    """Cuckoo kernel over this state."""
+    return ReferenceCuckoo(geometry, state, keys, hash_key)
 
 
 def linear(geometry: LinearGeometry, base: U64, keys: Keys) -> ReferenceLinear:
