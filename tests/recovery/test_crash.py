@@ -21,10 +21,10 @@ from .lives import PLACES, SCHEMES, Base, Content, blocks, content, keyed, open_
 
 PAIRS = [
     *[("joint", scheme) for scheme in SCHEMES],
-    *[("apart", scheme) for scheme in ("path", "cached", "linear")],
-    *[("unsynced", scheme) for scheme in ("stash", "linear")],
+    *[("apart", scheme) for scheme in ("path", "cached", "cuckoo", "linear")],
+    *[("unsynced", scheme) for scheme in ("stash", "cuckoo", "linear")],
     *[("torn", scheme) for scheme in ("path", "cached", "linear")],
-    *[("torn-reverse-unsynced", scheme) for scheme in ("stash", "linear")],
+    *[("torn-reverse-unsynced", scheme) for scheme in ("stash", "cuckoo", "linear")],
 ]
 NEW = [(b"k%d" % i, b"many%d" % i) for i in (2, 13, 5, 14, 2)]
 
