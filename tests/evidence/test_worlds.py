@@ -22,6 +22,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "cached top": {"scheme": oram.PathParams(page_levels=2), "tree_top": 700},
     "all but the leaves cached": {"scheme": oram.PathParams(page_levels=1)},
     "two blocks a value": {"scheme": oram.PathParams(page_levels=2), "tree_top": 0, "blocks_per_value": 2},
+    "cuckoo": {"scheme": oram.CuckooParams(c=8)},
     "linear": {"scheme": "linear"},
 }
 FACTORIES: dict[str, Callable[[Path], TraceBackend]] = {
