@@ -13,6 +13,8 @@ PAGE = (ROOT / "docs" / "evidence.md").read_text()
 def test_the_controls() -> None:
     source = (ROOT / "tests" / "controls" / "test_controls.py").read_text()
     there = re.findall(r'^    "([^"]+)": Control\(', source, re.MULTILINE)
+    source = (ROOT / "tests" / "controls" / "test_cuckoo_controls.py").read_text()
+    there += re.findall(r'^    "(Cuckoo: [^"]+)": ', source, re.MULTILINE)
     section = PAGE.split("## Negative controls")[1].split("\n## ")[0]
     rows = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", section, re.MULTILINE)[1:]
     assert sorted(name for row in rows if set(row) != {"-"} for name in row.split("; ")) == sorted(there)
