@@ -191,7 +191,7 @@ def rejected(kernel: type[ReferenceCuckoo]) -> bool:
 
     with (
         mock.patch.dict(os.environ, {"ORAM_KERNELS": "reference"}),
-        mock.patch("oram.kernels.reference.ReferenceCuckoo", kernel),
+        mock.patch("oram.kernels.reference.cuckoo", kernel),
     ):
         try:
             view = observe(make, work, seed=1)

@@ -6,17 +6,21 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "evidence.md").read_text()
 
 
-def test_the_controls() -> None:
-    source = (ROOT / "tests" / "controls" / "test_controls.py").read_text()
+@pytest.mark.parametrize(("head", "module"), [("control", "test_controls.py"), ("control of Ring", "test_ring.py")])
+def test_the_controls(head: str, module: str) -> None:
+    source = (ROOT / "tests" / "controls" / module).read_text()
     there = re.findall(r'^    "([^"]+)": Control\(', source, re.MULTILINE)
     source = (ROOT / "tests" / "controls" / "test_cuckoo_controls.py").read_text()
     there += re.findall(r'^    "(Cuckoo: [^"]+)": ', source, re.MULTILINE)
     section = PAGE.split("## Negative controls")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", section, re.MULTILINE)[1:]
+    table = section.split(f"| {head} | rejected by |\n")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", table, re.MULTILINE)
     assert sorted(name for row in rows if set(row) != {"-"} for name in row.split("; ")) == sorted(there)
     assert len(there) > 20
 
