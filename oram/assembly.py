@@ -18,6 +18,7 @@ from oram.kernels.base import Keys
 from oram.keys import Credential, Header, Keyring
 from oram.params import (
     GEOMETRIES,
+    CuckooGeometry,
     Geometry,
     LinearGeometry,
     PathGeometry,
@@ -27,6 +28,7 @@ from oram.params import (
     geometry_of,
 )
 from oram.schemes.base import Scheme
+from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
 from oram.schemes.pool import initial_positions
@@ -102,10 +104,10 @@ def _assemble(
     site: Site, header: Header, incarnation: int, keyring: Keyring, journal: Journal, durability: Durability
 ) -> Engine:
     shape = Shape.of(header.public)
-    kernel = kernels.active()
+    kernel = kernels.serving(shape.scheme)
     keys = kernel.keys(shape.cipher, keyring.page_key)
     scheme = _scheme(site, shape.geometry, incarnation, keyring, keys, journal.meta.growth or None)
-    directory = Directory(kernel, np.zeros((shape.records, 16), np.uint8)) if shape.keyed else None
+    directory = Directory(kernels.active(), np.zeros((shape.records, 16), np.uint8)) if shape.keyed else None
     clock = f"clock.{incarnation}"
     for name, form in (*scheme.regions().items(), (clock, CLOCK), (HEADER_REGION, HEADER_SHAPE)):
         site.backend.allocate(name, form)
@@ -113,9 +115,11 @@ def _assemble(
 
 
 def _scheme(site: Site, g: Geometry, incarnation: int, keyring: Keyring, keys: Keys, pool_size: int | None) -> Scheme:
-    kernel, region = kernels.active(), f"slots.{incarnation}"
+    kernel, region = kernels.serving(g.scheme), f"slots.{incarnation}"
     if isinstance(g, LinearGeometry):
         return LinearORAM(g, region, kernel, keys)
+    if isinstance(g, CuckooGeometry):
+        return CuckooORAM(g, region, kernel, keys, keyring.hash_key())
     position = initial_positions(g.N, g.leaves, keyring.initial_positions(4 * g.N))
     if isinstance(g, PathGeometry):
         return PathORAM(g, region, kernel, keys, position, pool_size)

@@ -214,6 +214,10 @@ class Keyring:
         encryptor = Cipher(AES(self._derive(1, "positions")), CTR(bytes(16))).encryptor()
         return encryptor.update(bytes(size))
 
+    def hash_key(self) -> bytes:
+        """The key of Cuckoo's hash functions, from the random salt of the first generation: each incarnation has its own."""
+        return self._derive(1, "hash")
+
     def _aead(self, generation: int) -> AESGCM:
         if generation not in self._state:
             self._state[generation] = AESGCM(self._derive(generation, "state"))

@@ -23,7 +23,7 @@ from oram.backends import Slots
 from oram.cli import places
 from oram.cli.exits import one_line
 from oram.errors import BackendWarning, CipherUnavailableError, IntegrityError, ParameterError
-from oram.params import LinearGeometry, PathGeometry, RingGeometry
+from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry
 from oram.record import OVERHEAD
 
 __all__ = ["describe", "examine", "look", "report", "rows"]
@@ -71,6 +71,8 @@ def _describe(public: dict[str, Any]) -> dict[str, Any]:
         }
     if isinstance(g, RingGeometry):
         return found | _ring(g)
+    if isinstance(g, CuckooGeometry):
+        return found | _cuckoo(g)
     return found | {"pages": g.slots, "page_bytes": g.slot_size, "server_bytes": g.slots * g.slot_size}
 
 
@@ -89,6 +91,19 @@ def _ring(g: RingGeometry) -> dict[str, Any]:
         "slots": g.slots,
         "slot_bytes": g.slot_size,
         "server_bytes": g.slots * g.slot_size + metadata,
+    }
+
+
+def _cuckoo(g: CuckooGeometry) -> dict[str, Any]:
+    """What there is to say of a hierarchy."""
+    return {
+        "levels": g.L + 1,
+        "blocks_of_the_top_buffer": g.c,
+        "eps": g.eps / 1000,
+        "rebuild": g.rebuild,
+        "slots": g.slots,
+        "slot_bytes": g.slot_size,
+        "server_bytes": g.slots * g.slot_size,
     }
 
 

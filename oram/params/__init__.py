@@ -17,6 +17,7 @@ from oram.params.common import (
     check_tree_top,
     refuse,
 )
+from oram.params.cuckoo import CuckooGeometry, CuckooParams, Table
 from oram.params.linear import LinearGeometry, LinearParams, linear_is_cheaper
 from oram.params.path import STASH_BOUND, PathGeometry, PathParams
 from oram.params.ring import RING_SETS, RING_STASH_BOUND, RingGeometry, RingParams
@@ -34,6 +35,9 @@ __all__ = [
     "SCHEMES",
     "STASH_BOUND",
     "TAG_SIZE",
+    "Table",
+    "CuckooGeometry",
+    "CuckooParams",
     "Geometry",
     "LinearGeometry",
     "LinearParams",
@@ -50,10 +54,20 @@ __all__ = [
     "refuse",
 ]
 
-SchemeParams: TypeAlias = PathParams | RingParams | LinearParams
-Geometry: TypeAlias = PathGeometry | RingGeometry | LinearGeometry
-SCHEMES: dict[str, type[SchemeParams]] = {"path": PathParams, "ring": RingParams, "linear": LinearParams}
-GEOMETRIES: dict[str, type[Geometry]] = {"path": PathGeometry, "ring": RingGeometry, "linear": LinearGeometry}
+SchemeParams: TypeAlias = PathParams | RingParams | CuckooParams | LinearParams
+Geometry: TypeAlias = PathGeometry | RingGeometry | CuckooGeometry | LinearGeometry
+SCHEMES: dict[str, type[SchemeParams]] = {
+    "path": PathParams,
+    "ring": RingParams,
+    "cuckoo": CuckooParams,
+    "linear": LinearParams,
+}
+GEOMETRIES: dict[str, type[Geometry]] = {
+    "path": PathGeometry,
+    "ring": RingGeometry,
+    "cuckoo": CuckooGeometry,
+    "linear": LinearGeometry,
+}
 
 
 def geometry_of(capacity: int, block_size: int, params: SchemeParams, tree_top: int, cost: SlotCost) -> Geometry:
@@ -62,4 +76,6 @@ def geometry_of(capacity: int, block_size: int, params: SchemeParams, tree_top: 
         return PathGeometry.of(capacity, block_size, params, tree_top, cost)
     if isinstance(params, RingParams):
         return RingGeometry.of(capacity, block_size, params, tree_top, cost)
+    if isinstance(params, CuckooParams):
+        return CuckooGeometry.of(capacity, block_size, params, tree_top, cost)
     return LinearGeometry.of(capacity, block_size)
