@@ -766,10 +766,9 @@ class RedisBackend(XorBackend):
             self._link.connect(until)
             try:
                 self._inspect()
-                self._count(
-                    self._replicas
-                )  # not less than at first: that one is cut off does not mean that it will not take over
                 self._load()
+                # Not fewer than at first: that one is cut off does not mean that it will not take over.
+                self._count(self._replicas)
                 if self._token is not None:
                     self._arm()
                     # What was sent over an earlier connection may still be on its way, and would put old slots over newer ones. It is in a
