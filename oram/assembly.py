@@ -19,6 +19,7 @@ from oram.kernels.base import Keys
 from oram.keys import Credential, Header, Keyring
 from oram.params import (
     GEOMETRIES,
+    CuckooGeometry,
     Geometry,
     LinearGeometry,
     PathGeometry,
@@ -31,6 +32,7 @@ from oram.params import (
     geometry_of,
 )
 from oram.schemes.base import Scheme
+from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
 from oram.schemes.pool import initial_positions
@@ -112,10 +114,14 @@ def _assemble(
     site: Site, header: Header, incarnation: int, keyring: Keyring, journal: Journal, durability: Durability
 ) -> Engine:
     shape = Shape.of(header.public)
-    kernel = kernels.active()
+    if site.backend.parts not in (1, shape.shards):  # they fail, and are rolled back, one by one: each needs a clock
+        raise ParameterError(
+            f"this store has {shape.shards} shards: give as many places, in the order it was made with"
+        )
+    kernel = kernels.serving(shape.scheme)
     keys = kernel.keys(shape.cipher, keyring.page_key)
     scheme = _scheme(site, shape.geometry, incarnation, keyring, keys, journal.meta.growth or None)
-    directory = Directory(kernel, np.zeros((shape.records, 16), np.uint8)) if shape.keyed else None
+    directory = Directory(kernels.active(), np.zeros((shape.records, 16), np.uint8)) if shape.keyed else None
     clock = f"clock.{incarnation}"
     for name, form in (
         *scheme.regions().items(),
@@ -128,28 +134,31 @@ def _assemble(
 
 def _scheme(site: Site, g: Geometry, incarnation: int, keyring: Keyring, keys: Keys, pool_size: int | None) -> Scheme:
     tree, k = (g.tree, g.shards) if isinstance(g, ShardedGeometry) else (g, 1)
-    make, own = _maker(site.backend, tree, incarnation, keys, pool_size), 4 * tree.N
-    positions = b"" if isinstance(tree, LinearGeometry) else keyring.initial_positions(k * own)
-    trees = [make(positions[j * own : (j + 1) * own]) for j in range(k)]
+    make = _maker(site.backend, tree, incarnation, keyring, keys, pool_size)
+    own = 0 if isinstance(tree, LinearGeometry | CuckooGeometry) else 4 * tree.N
+    positions = keyring.initial_positions(k * own) if own else b""
+    trees = [make(j, positions[j * own : (j + 1) * own]) for j in range(k)]
     if not isinstance(g, ShardedGeometry):
         return trees[0]
     return ShardedORAM(g, trees, placement(g.places, keyring.placement(8 * g.places)))
 
 
 def _maker(
-    backend: Backend, g: TreeGeometry, incarnation: int, keys: Keys, pool_size: int | None
-) -> Callable[[bytes], Scheme]:
-    """What makes a tree from the random bytes of its initial positions."""
-    kernel, region = kernels.active(), f"slots.{incarnation}"
+    backend: Backend, g: TreeGeometry, incarnation: int, keyring: Keyring, keys: Keys, pool_size: int | None
+) -> Callable[[int, bytes], Scheme]:
+    """What makes a tree from its number, and the random bytes of its initial positions."""
+    kernel, region = kernels.serving(g.scheme), f"slots.{incarnation}"
     if isinstance(g, LinearGeometry):
-        return lambda _: LinearORAM(g, region, kernel, keys)
+        return lambda _j, _random: LinearORAM(g, region, kernel, keys)
+    if isinstance(g, CuckooGeometry):
+        return lambda j, _random: CuckooORAM(g, region, kernel, keys, keyring.hash_key(j))
     if isinstance(g, PathGeometry):
-        return lambda random: PathORAM(g, region, kernel, keys, initial_positions(g.N, g.leaves, random), pool_size)
+        return lambda _j, random: PathORAM(g, region, kernel, keys, initial_positions(g.N, g.leaves, random), pool_size)
     xor = _folds(backend, g) if g.xor is None else g.xor
     if xor and Capability.XOR not in backend.capabilities:
         raise ParameterError("this backend cannot XOR slots: give xor=None or False")
     meta = f"meta.{incarnation}"
-    return lambda random: RingORAM(
+    return lambda _j, random: RingORAM(
         g, region, meta, kernel, keys, initial_positions(g.N, g.leaves, random), pool_size, xor=xor
     )
 
@@ -178,6 +187,7 @@ def fresh(site: Site, header: Header, incarnation: int, durability: Durability) 
     journal = _journal(site, header, incarnation, existing=False)
     generation = journal.new_generation()  # its salt also says where the blocks begin
     engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
+    engine.building = True
     engine.start(generation)
     return engine
 
@@ -190,6 +200,7 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     if not joint:
         site.backend.write_all(writes[:1])
         site.backend.sync()
+        site.backend.replicate()  # before the old incarnation goes
     puts = [(HEADER, header_blob)]
     now = writes if joint else []
     deletes = [] if old is None else entries_of(site.file, old)
@@ -200,6 +211,7 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     if not joint:
         site.backend.write_all(writes[1:])
     engine.settle()
+    engine.whole()
     site.drop_all_but(journal.incarnation)
 
 
@@ -220,9 +232,6 @@ def reopen(
     copy = blob if site.file.shared is site.backend else site.server_header()
     if _names_another(copy, header):
         raise IntegrityError("client state and slots belong to different stores")
-    shards = Shape.of(header.public).shards
-    if site.parts not in (1, shards):
-        raise ParameterError(f"this store has {shards} shards: give as many places, in the order in which it was made")
     incarnation = Journal.incarnation_of(site.file)
     journal = _journal(site, header, incarnation, existing=True)
     if journal.meta.backup and not from_backup:

@@ -6,13 +6,15 @@
     4 write    then the caller gets its answer
 
 Where the state file lives in the backend's own environment, 3 and 4 are one transaction. Where a round trip is dear (REMOTE), step 4 rides
-with step 2 of the next access: what is not written yet lies in the journal with its commit, so the answer need not wait for it. What the
-server sees after a crash is a function of the log: the very same slots again, whatever is asked next (Obladi's rule).
+with step 2 of the next access: what is not written yet lies in the journal with its commit, so the answer need not wait for it. It stays there
+until the server cannot lose it any more, and where a failover did lose it, it is written again before anything else. What the server sees
+after a crash is a function of the log: the very same slots again, whatever is asked next (Obladi's rule).
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
@@ -21,6 +23,7 @@ import numpy as np
 from oram.backends.base import Backend, BufferBackend, Capability, Slots, SlotWrite
 from oram.directory import Directory
 from oram.errors import (
+    BackendUnavailableError,
     ForkedStoreError,
     IntegrityError,
     PoisonedError,
@@ -35,6 +38,7 @@ from oram.state import Pieces, piece_size
 from oram.types import I64, U8
 
 CLOCK_SIZE = 64  # bytes of a slot of the clock
+KEPT = 64  # write-backs that are journaled because a failover could take them back, at most
 GENERATION_BLOCKS = 1 << 38  # AES blocks under one key: advantage below 2^-50 by draft-irtf-cfrg-aead-limits
 
 
@@ -77,6 +81,9 @@ class Engine:
         self._deferred = not self._joint and Capability.REMOTE in backend.capabilities
         self._pending: Sequence[SlotWrite] = ()  # the write-back of the last access, where it is deferred
         self._exposed = False  # it was written, and may not have been made durable
+        self._reached: int | None = None  # the last access whose write-back the server was given, once that is known
+        self._mending = threading.Lock()
+        self.building = False  # a new incarnation, of which the journal says nothing yet
         self._buffer: Callable[[str], Slots] | None = None
         if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:
             views = {region: backend.buffer(region) for region in scheme.regions()}
@@ -84,6 +91,7 @@ class Engine:
         largest = max(shape.slot_size for shape in scheme.regions().values())
         blocks = GENERATION_BLOCKS // (largest // 16 + 4)
         self._limit = min(max(blocks - scheme.max_pages, blocks // 2), (1 << COUNTER_BITS) - scheme.max_pages)
+        self.watch()
         self._pid = os.getpid()
         self._trouble: type[PoisonedError | StoreClosedError] | None = None
         self._lay_out()
@@ -133,6 +141,15 @@ class Engine:
         """No further use."""
         self._trouble = self._trouble or StoreClosedError
 
+    def watch(self) -> None:
+        """Be the one that new connections are held against."""
+        if self._deferred and self._logged:
+            self.backend.on_reconnect(self._repair)
+
+    def whole(self) -> None:
+        """All of a new incarnation is at the server."""
+        self._reached, self.building = self.sequence, False
+
     # --- the access
 
     def access(self, requests: Requests, note: bytes = b"") -> None:
@@ -175,6 +192,8 @@ class Engine:
     def _logged_access(self, sequence: int, requests: Requests, note: bytes, *, known: bool = False) -> None:
         """The four steps. known: the directory has the note already, by replay."""
         journal = self.journal
+        if self.backend.at_risk >= KEPT:
+            self.backend.replicate()
         # half as many pieces as usual records would fit into this one: so the records stay below twice the state
         size = self.scheme.record_size(requests) + len(note)
         taken = journal.take(self.pieces, -(-size // (2 * self._record_size)))
@@ -188,7 +207,12 @@ class Engine:
             torn = self._deferred or (not self._joint and Capability.ATOMIC not in self.backend.capabilities)
             self._secure()  # its journaled copy is about to go
             journal.log_commit(
-                record, taken, self.pieces, writes=writes if self._joint else (), write_back=writes if torn else ()
+                record,
+                taken,
+                self.pieces,
+                writes=writes if self._joint else (),
+                write_back=writes if torn else (),
+                safe=self._safe,
             )
             if self._synced:
                 journal.file.sync()
@@ -196,6 +220,8 @@ class Engine:
                 self._write(writes)
                 if self._synced and not self._deferred:
                     self.backend.sync()
+            if not self._deferred:
+                self._reached = sequence
             self.sequence = sequence
             if not known:
                 self._note(note)
@@ -229,6 +255,7 @@ class Engine:
     def _delivered(self) -> None:
         if self._pending:
             self._exposed = self._synced and Capability.DURABLE in self.backend.capabilities
+            self._reached = self.sequence
         self._pending = ()
 
     def _secure(self) -> None:
@@ -236,6 +263,11 @@ class Engine:
         if self._exposed:
             self.backend.sync()
             self._exposed = False
+
+    @property
+    def _safe(self) -> int:
+        """The last access whose write-back the server has, and cannot lose."""
+        return max(0, (self._reached or 0) - self.backend.at_risk)
 
     def deliver(self) -> None:
         """Write back what is still to be written."""
@@ -266,9 +298,6 @@ class Engine:
         records = self.journal.load(self.pieces)
         intent = self.journal.intent()
         landed = self._landed(intent)
-        for write in self.journal.write_back():  # not before it is known to be the server's latest
-            self.backend.write_all([write])
-            landed = True
         if self._synced and not self._joint:
             self.backend.sync()  # a write that landed before the crash, or just now, may still be in some cache
         if self.directory is not None:
@@ -292,32 +321,72 @@ class Engine:
             self.settle()
 
     def _landed(self, intent: Intent | None) -> bool:
-        """Whether the last committed write reached the server, by its clock; of several shards, every one of them by its own."""
-        clocks = self._read_clocks()
+        """Whether the server has the last committed write, perhaps from the journal just now. Of several shards each has a clock of its own."""
+        clocks = self._server_clocks(self._clocks)
         if max(clocks) > self.sequence:
             raise StaleStateError("the client state is older than the server's part of the store")
-        if min(clocks) == self.sequence:
-            return True
-        begun = intent is not None and intent.sequence == self.sequence
-        journaled = self.journal.write_back() != []
-        open_write = not self._joint and (begun or journaled)
-        # what only some shards have got can be written again, and not be done again: the others' slots are gone
-        together = journaled or len(set(clocks)) == 1
-        if min(clocks) == self.sequence - 1 and open_write and together and self.journal.committed:
+        server = self._reached = min(clocks)
+        begun = intent is not None and intent.sequence == self.sequence and not self._joint and self.journal.committed
+        places = self.journal.write_backs()
+        # what only some shards have got can be written again, and not be done again: the others' old slots are gone
+        if max(clocks) == self.sequence - 1 == server and self.sequence not in places and begun:
             return False
-        raise RollbackError("the server's part of the store is older than the client state")
+        # also the one that the clock tells of: where the backend is not ATOMIC, the clock may be all that there is of it
+        lost = self._journaled(range(server + (server not in places), self.sequence + 1))
+        self._write_again(lost)
+        return True
 
-    def _read_clocks(self) -> list[int]:
-        """The number of the last access, as each shard has it. RollbackError or StaleStateError where one has none."""
-        slots = self.backend.read(self._clock, self._clocks)
+    def _write_again(self, places: dict[int, int], shard: int | None = None) -> None:
+        """Journaled write-backs, in the order of their accesses; of one shard what is its own of them."""
+        for sequence in sorted(places):
+            writes = self.journal.write_back(places[sequence])
+            self.backend.write_all(writes if shard is None else [self._own(write, shard) for write in writes])
+            self._reached = max(self._reached or 0, sequence)  # what a new connection in between is held against
+
+    def _own(self, write: SlotWrite, shard: int) -> SlotWrite:
+        """A shard's part of a write."""
+        stripe = self.backend.regions()[write.region].slots // self._clocks.size
+        rows = np.flatnonzero(write.indices // stripe == shard)
+        return SlotWrite(write.region, write.indices[rows], write.data[rows])
+
+    def _repair(self, part: int) -> None:
+        """On a new connection: the server may have come back with less than it had, after a failover. What it lost is written again.
+
+        part: of the backend, where each shard is on one of its own; then only this shard is asked, and given what it lost.
+        RollbackError where the journal has not kept all of it: no older position is ever used again. Nothing of this depends on what is asked: the
+        server sees the clock read, and the very writes that it had seen. It comes before anything else is written, whose clock would hide a gap.
+        """
+        if self._trouble is not None:
+            return
+        if self.building and self.backend.at_risk:
+            raise BackendUnavailableError("the connection broke in the middle of a load, and a part of it may be lost")
+        with self._mending:  # several shards may connect anew at the same time
+            if self._reached is None:
+                return
+            shard = part if self.backend.parts > 1 else None
+            clocks = self._server_clocks(self._clocks if shard is None else self._clocks[part : part + 1])
+            lost = range(min(clocks) + 1, self._reached + 1)
+            if lost:
+                self._write_again(self._journaled(lost), shard)
+
+    def _journaled(self, sequences: range) -> dict[int, int]:
+        """Where the write-backs of these accesses are; RollbackError where one is not there any more."""
+        places = self.journal.write_backs()
+        if not all(sequence in places for sequence in sequences):
+            raise RollbackError("the server's part of the store is older than the client state")
+        return {sequence: places[sequence] for sequence in sequences}
+
+    def _server_clocks(self, shards: I64) -> list[int]:
+        """The last access whose write the server has, as each of these shards has it."""
+        slots = self.backend.read(self._clock, shards)
         if not slots.present.all():
             if self._replaced():
                 raise StaleStateError("the client state is older than the server's part of the store")
             raise RollbackError("the server's part of the store is older than the client state")
         try:
             plain = [
-                self.journal.keyring.open(_clock_of(j), slots.data[j].tobytes()[: 12 + 8 + 16])
-                for j in range(self._clocks.size)
+                self.journal.keyring.open(_clock_of(j), row.tobytes()[: 12 + 8 + 16])
+                for j, row in zip(shards.tolist(), slots.data, strict=True)
             ]
         except StaleStateError:
             raise
@@ -344,7 +413,9 @@ class Engine:
         self.deliver()  # its journaled copy goes
         self._secure()
         self._lay_out()  # a bulk load, or an access that found the pool full, may have made new arrays
-        self.journal.checkpoint(self.pieces, self.sequence, self.growth, puts=puts, deletes=deletes, writes=writes)
+        self.journal.checkpoint(
+            self.pieces, self.sequence, self.growth, puts=puts, deletes=deletes, writes=writes, safe=self._safe
+        )
 
     def flush(self) -> None:
         """Make everything acknowledged so far survive power loss, and the server's part up to date."""
@@ -358,11 +429,13 @@ class Engine:
             self.checkpoint()
             self._ahead = False
         self.backend.sync()
+        self.backend.replicate()
         self._exposed = False
         self.journal.file.sync()
 
     def settle(self) -> None:
         """Make it survive what ``durability`` says."""
+        self.backend.replicate()
         if self._synced:
             self.journal.file.sync()
             self.backend.sync()

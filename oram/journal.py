@@ -8,7 +8,7 @@ Keys of the file (big-endian integers, ``inc`` = incarnation):
     p inc piece                 an entry of the ring, sealed: a piece of the client state (state.py), and the record of the
                                 commit that wrote it
     i inc                       the latest intent
-    w inc                       the latest write-back, only where the backend is not ATOMIC
+    w inc place                 a write-back, where it is journaled: the latest, and those before it that the server may yet lose
 
 The ring. A commit rewrites the next piece, or the next few, as they were before its access, and puts its record with the last
 of them. A record is needed until every piece was taken after it, which is exactly when its turn comes to be overwritten: so the ring
@@ -25,6 +25,7 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -110,6 +111,7 @@ class Journal:
     def __init__(self, file: StateFile, keyring: Keyring, incarnation: int, meta: Meta) -> None:
         self.file, self.keyring, self.incarnation, self.meta = file, keyring, incarnation, meta
         self.installed = False  # whether the file's meta is this incarnation's
+        self._places: dict[int, int] = {}  # of write-backs: place -> number of the access
 
     # --- reading
 
@@ -216,14 +218,21 @@ class Journal:
             plain[at + 9 * m :],
         )
 
-    def write_back(self) -> list[SlotWrite]:
-        """The write-back of the last access, where it is journaled."""
-        blob = self.file.get(_key(b"w", self.incarnation))
-        if blob is None:
-            return []
-        plain, at, writes = self.keyring.open(b"write-back", blob), 8, []
-        if int.from_bytes(plain[:8], "little") != self.meta.sequence:
-            return []  # of an earlier access, before the backend became ATOMIC
+    def write_backs(self) -> dict[int, int]:
+        """Which write-backs are journaled: number of the access -> place."""
+        prefix = _key(b"w", self.incarnation)
+        self._places = {}
+        for key, _ in self.file.scan(prefix):
+            place = int.from_bytes(key[len(prefix) :], "big")
+            self._places[place] = int.from_bytes(self._write_back(place)[:8], "little")
+        return {sequence: place for place, sequence in self._places.items() if sequence <= self.meta.sequence}
+
+    def _write_back(self, place: int) -> bytes:
+        return self.keyring.open(b"write-back", self._need(_key(b"w", self.incarnation, place)))
+
+    def write_back(self, place: int) -> list[SlotWrite]:
+        """What was, or is, to be written."""
+        plain, at, writes = self._write_back(place), 8, []
         while at < len(plain):
             name, n, size = _WRITE.unpack_from(plain, at)
             at += _WRITE.size
@@ -279,8 +288,12 @@ class Journal:
         *,
         writes: Sequence[SlotWrite] = (),
         write_back: Sequence[SlotWrite] = (),
+        safe: int = 0,
     ) -> None:
-        """The record and the pieces taken before the access; joined with ``writes`` where file and backend are one."""
+        """The record and the pieces taken before the access; joined with ``writes`` where file and backend are one.
+
+        write_back: to be kept until it is written. safe: the last access whose write-back need not be kept any longer.
+        """
         old = self.meta
         puts, cursor, tag = [], old.cursor, old.newest
         for k, piece in enumerate(taken, 1):
@@ -296,7 +309,8 @@ class Journal:
             puts.append((self._entry_key(i), blob))
         if write_back:
             body = record.sequence.to_bytes(8, "little") + b"".join(_pack_write(write) for write in write_back)
-            puts.append((_key(b"w", self.incarnation), self.keyring.seal(b"write-back", body)))
+            place = next(n for n in count() if self._places.get(n, 0) <= safe)  # none more than there have to be
+            puts.append((_key(b"w", self.incarnation, place), self.keyring.seal(b"write-back", body)))
         meta = Meta(
             old.layout,
             cursor,
@@ -312,6 +326,8 @@ class Journal:
         puts.append(self._meta(meta))
         self.file.commit(puts, writes=writes)
         self.meta = meta
+        if write_back:
+            self._places[place] = record.sequence
 
     def begin(self, growth: int, *, puts: Sequence[tuple[bytes, bytes]], writes: Sequence[SlotWrite]) -> None:
         """The journal of a new, empty store: its pieces are as any new store has them, so none is written."""
@@ -334,9 +350,15 @@ class Journal:
         puts: Sequence[tuple[bytes, bytes]] = (),
         deletes: Sequence[bytes] = (),
         writes: Sequence[SlotWrite] = (),
+        safe: int | None = None,
     ) -> None:
-        """All pieces at once, in a new layout; what the old one needed goes in the same transaction."""
-        old = [key for kind in (b"p", b"i", b"w") for key, _ in self.file.scan(_key(kind, self.incarnation))]
+        """All pieces at once, in a new layout; what the old one needed goes in the same transaction.
+
+        safe: the last access whose write-back need not be kept any longer; None where none is.
+        """
+        old = [key for kind in (b"p", b"i") for key, _ in self.file.scan(_key(kind, self.incarnation))]
+        gone = [place for place, number in self._places.items() if safe is None or number <= safe]
+        old += [_key(b"w", self.incarnation, place) for place in gone]
         known = self.meta
         self.meta = Meta(_layout(), sequence=sequence, growth=growth, generations=known.generations, salts=known.salts)
         entries = []
@@ -345,6 +367,8 @@ class Journal:
             plain = _ENTRY.pack(0, bytes(16), len(piece), 0, 0) + piece
             entries.append((self._entry_key(i), self.keyring.seal(self._entry_label(i, 0), plain)))
         self.file.commit([*puts, *entries, self._meta(self.meta)], [*deletes, *old], writes=writes)
+        for place in gone:
+            del self._places[place]
         self.installed = True
 
     def mark_backup(self) -> tuple[bytes, bytes]:

@@ -221,6 +221,10 @@ class Keyring:
         encryptor = Cipher(AES(self._derive(1, label)), CTR(bytes(16))).encryptor()
         return encryptor.update(bytes(size))
 
+    def hash_key(self, shard: int = 0) -> bytes:
+        """The key of Cuckoo's hash functions, from the random salt of the first generation: each incarnation has its own, and each of several shards."""
+        return self._derive(1, f"hash {shard}" if shard else "hash")
+
     def _aead(self, generation: int) -> AESGCM:
         if generation not in self._state:
             self._state[generation] = AESGCM(self._derive(generation, "state"))

@@ -80,7 +80,6 @@ class Site:
             raise ParameterError("a list of places is one URL a shard, or one backend a shard")
         if state is None and (len(places) > 1 or any(url.partition(":")[0] in SERVERS for url in urls)):
             raise ParameterError(_STATE)  # before anybody is asked
-        self.parts = len(places)
         self.owned = not backends
         self._server: str | None = None  # whose URL leads to one store, or to so many shards
         if len(places) > 1:
@@ -88,11 +87,11 @@ class Site:
         elif backends:
             self.backend = backends[0]
         else:
-            (url,) = urls
+            (url,), named = urls, 1
             if url.partition(":")[0] in SERVERS and state is not None:
                 self._server = url
-                self.parts = shards or _shards_in(state, sync=sync)
-            self.backend = open_shards(url, self.parts) if self.parts > 1 else open_url(url, sync=sync, create=create)
+                named = shards or _shards_in(state, sync=sync)
+            self.backend = open_shards(url, named) if named > 1 else open_url(url, sync=sync, create=create)
         try:
             self.backend.acquire()
         except BaseException:

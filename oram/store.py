@@ -105,14 +105,14 @@ def create(
     passphrase: goes through Argon2id. Whoever has the header can try passphrases offline: prefer a key.
     capacity: records (blocks where ``keyed`` is False), 1 to 2^31. Fixed. Client memory and the time to create and to open grow with it.
     block_size: bytes of a block, 1 to 2^24. Fixed. Every access costs as much as the largest record.
-    scheme: "path", "ring", "linear", a params object, or None for the cheapest by measurement: Ring where the backend is remote, else
+    scheme: "path", "ring", "cuckoo", "linear", a params object, or None for the cheapest by measurement: Ring where the backend is remote, else
         Path, and Linear for a handful of blocks.
     blocks_per_value: blocks of a record, 1 to 1024. Key and value together may have ``blocks_per_value * block_size`` bytes less
         ``record.OVERHEAD`` = 7, a key at most 65535 of them.
     keyed: False makes an array of blocks without a directory: only ``store.blocks`` can be used.
     cipher: "aes-256-gcm", or "aegis-256" (an Internet-Draft, not a standard; needs ``pip install oram[aegis]``).
-    tree_top: bytes of client memory, 16 MiB by default, for the levels of a Path or Ring tree that never leave the client. The client
-        state on disk grows with it.
+    tree_top: bytes of client memory, 16 MiB by default, for what never leaves the client: levels of a Path or Ring tree, or Cuckoo's top
+        buffers. The client state on disk grows with it.
     durability: of this handle. "sync" survives power loss (default where the backend is durable). "process" survives the death of the process;
         a power loss rolls the client back, which costs data **and obliviousness**: positions that were seen are used again.
         "none" needs ``close``: a crash loses the whole store.
@@ -326,10 +326,11 @@ def _check(
 
 def _shards(where: Where, shards: int | None) -> int:
     """How many there are to be. ParameterError where that is not what the places say."""
-    places = len(parts_of(where))
-    if places > 1 and shards not in (None, places):
+    places = parts_of(where)
+    parts = places[0].parts if len(places) == 1 and isinstance(places[0], Backend) else len(places)
+    if parts > 1 and shards not in (None, parts):
         raise ParameterError("as many places as shards: one URL or backend for each")
-    return places if shards is None else shards
+    return parts if shards is None else shards
 
 
 def _cost(where: Where) -> SlotCost:
@@ -878,6 +879,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             if keep:
                 _populate(new, addresses, blocks)
         except BaseException:
+            old.watch()
             site.drop_all_but(old.journal.incarnation)
             site.file.commit([], entries_of(site.file, incarnation))
             raise

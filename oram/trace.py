@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -130,6 +130,20 @@ class TraceBackend(XorBackend):
         self._record_writes(writes, trip)
         at = self._record_read(reads, trip)
         return self._keep(at, self.inner.exchange(writes, reads))
+
+    @property
+    def at_risk(self) -> int:
+        return self.inner.at_risk
+
+    def replicate(self) -> None:
+        self.inner.replicate()
+
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
+        self.inner.on_reconnect(check)
+
+    @property
+    def parts(self) -> int:
+        return self.inner.parts
 
     def sync(self) -> None:
         self._record("sync", "", (), 0, self._trip())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Self
@@ -168,6 +168,27 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def sync(self) -> None:
         """Make everything written survive power loss, where DURABLE."""
+
+    @property
+    def at_risk(self) -> int:
+        """How many of the latest calls that wrote a failover of the server can still take back; 0 where there is none."""
+        return 0
+
+    def replicate(self) -> None:  # noqa: B027 - most have nothing to wait for
+        """Wait until nothing is at risk any more. BackendError if that does not come about; what was written stays written."""
+
+    def on_reconnect(self, check: Callable[[int], None]) -> None:  # noqa: B027 - most never connect again
+        """Call ``check``, and no other any more, on each new connection, before anything of the interrupted call is sent again.
+
+        For backends that connect again by themselves: the server may have come back with less than it had. ``check`` is given the number of the part
+        whose connection it is, 0 where there is one only, and uses this very backend, of several parts that one's slots only, from the thread that
+        made the call; what it raises is raised from the call.
+        """
+
+    @property
+    def parts(self) -> int:
+        """Backends that it is made of, each with a stripe of every region, which fail one by one: a store has as many shards, or this is 1."""
+        return 1
 
     @abc.abstractmethod
     def close(self) -> None:

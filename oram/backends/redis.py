@@ -3,10 +3,10 @@
 redis-py makes the connection (TLS, authentication, Unix sockets), and hiredis packs commands and parses replies. The command layer of redis-py
 is left out: it would cost more than the rest of an access.
 
-All keys of a store begin with ``{name}:``, so that they share a slot of a cluster and one ACL pattern covers them:
+All keys of a store begin with ``{name}:``, so that one node of a cluster has all of them, and one ACL pattern covers them:
 
     {name}:lease    who has the store: a random token, which expires
-    {name}:fence    how often the lease was taken
+    {name}:fence    how often the lease was taken, and the token of the last time
     {name}:regions  hash: region -> number, slots and slot size; under the empty name, the last number given out
     {name}:dropped  hash: number -> slots, of dropped regions whose slots are still being deleted
     {name}:fold     the result of a BITOP, inside one transaction only
@@ -18,6 +18,9 @@ round trip, so that the fence costs none.
 What the server sees of a failure: where a connection breaks in the middle of a call, the very same commands, with the same bytes, on a new one. They
 name slots by number and set them to values, so that it makes no difference whether the first ones took effect. What of them is still on its way when
 the new connection is there cannot take effect any more: the owner first touches the lease.
+
+In a cluster each node knows which one has the store, and says so (MOVED): that is followed, as a new connection. CLUSTER SLOTS is only asked so as to know
+whom to ask when that node is dead. A node that is named gets what the first one got, in the same order, password included.
 """
 
 from __future__ import annotations
@@ -76,6 +79,7 @@ try:
     import hiredis
     import redis.backoff
     import redis.connection
+    import redis.crc
     import redis.exceptions
 except ImportError as error:
     _missing: str | None = str(error)
@@ -86,6 +90,7 @@ __all__ = ["RedisBackend", "RedisOptions"]
 
 T = TypeVar("T")
 Credentials: TypeAlias = Callable[[], tuple[str, str]]
+Address: TypeAlias = tuple[str, int]
 
 #: Environment variables for the user's name and password.
 USERNAME, PASSWORD = "ORAM_REDIS_USERNAME", "ORAM_REDIS_PASSWORD"
@@ -108,12 +113,21 @@ _PAYLOAD, _FAR = 1 << 16, 1e-3
 #: What folding takes a server, in seconds: for each group, and for each byte of a slot.
 _FOLD, _FOLD_BYTE = 20e-6, 0.6e-9
 
+#: Replicas that may be asked for; writes at risk from which they are asked what they have, and milliseconds that this may take.
+_REPLICAS, _ASK, _PATIENCE = 16, 8, 50
+
 #: Times that a transaction is made again because somebody touched the lease without taking it.
 _ATTEMPTS = 5
 
+#: Nodes of a cluster that are remembered, and those that are asked before there is a pause.
+_NODES, _ROUND = 32, 8
+
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")
+_FENCE = re.compile(rb"(\d{1,18}) ([0-9a-f]{32})")
 _RECORD = re.compile(rb"(\d{1,10}) (\d{1,19}) (\d{1,19})")
 _CODE = re.compile(r"[A-Z]{2,20}")
+_NO_DATABASE = re.compile(r"^(ERR )?(SELECT is not allowed|DB index is out of range)")
 _NO_INDICES = np.empty(0, np.int64)
 
 
@@ -121,7 +135,8 @@ _NO_INDICES = np.empty(0, np.int64)
 class RedisOptions:
     """Where a store lies on a Redis server, and how patient to be.
 
-    host, port: of the server; or socket: the path of its Unix socket.
+    host, port: of the server, or of any node of a cluster; or socket: the path of its Unix socket.
+    nodes: (host, port) of further nodes of the cluster, to be asked where that one is dead. Any of them knows which one has the store.
     db: number of the database. name: of the store in it: letters, digits, ``_``, ``.``, ``-``.
     tls: whether to encrypt the connection. The server's certificate is always checked, against ``ca`` (a PEM file; None: the system's).
     cert, key: PEM files of the client's own certificate.
@@ -130,12 +145,15 @@ class RedisOptions:
     timeout: seconds to wait for a connection or for the next bytes of a reply.
     retry: seconds during which a call goes on connecting again. The constructor tries once.
     lease: seconds after which the store of a client that died can be taken. It is renewed three times in these.
+    replicas: how many replicas must have a write before the client lets its copy go; 0 gives up what a failover takes back. None: one, where the
+        server says when the store is opened, or later at a new connection, that it has some.
 
     Raises ParameterError with all problems together.
     """
 
     host: str = "127.0.0.1"
     port: int = 6379
+    nodes: tuple[Address, ...] = ()
     socket: str | None = None
     db: int = 0
     name: str = "oram"
@@ -147,11 +165,16 @@ class RedisOptions:
     timeout: float = 10.0
     retry: float = 30.0
     lease: float = 30.0
+    replicas: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
-        if self.socket is None and (not self.host or not 1 <= self.port <= 65535):
+        if self.socket is None and not all(host and 1 <= port <= 65535 for host, port in self.addresses):
             problems.append("a server needs a host, and a port from 1 to 65535")
+        if len(self.nodes) >= _NODES:
+            problems.append(f"name at most {_NODES} nodes")
+        if self.socket is not None and self.nodes:
+            problems.append("nodes of a cluster are named by their hosts, not by a Unix socket")
         if self.socket is not None and self.tls:
             problems.append("a Unix socket has no TLS")
         if not self.tls and (self.ca or self.cert or self.key):
@@ -162,33 +185,40 @@ class RedisOptions:
             problems.append("name must be 1 to 64 letters, digits, or any of _.-")
         if not (0 < self.timeout <= 3600 and 0 <= self.retry <= 86400 and 1 <= self.lease <= 86400):
             problems.append("timeout must be up to 3600 s, retry up to 86400 s, lease 1 to 86400 s")
+        if self.replicas is not None and not 0 <= self.replicas <= _REPLICAS:
+            problems.append(f"replicas must be 0 to {_REPLICAS}")
         if problems:
             raise ParameterError("; ".join(problems))
 
     @classmethod
     def from_url(cls, url: str, credentials: Credentials | None = None) -> Self:
-        """``redis://HOST[:PORT][/DB]``, ``rediss://`` for TLS, ``unix:///PATH``; then ``?`` and any of name, db, ca, cert, key, timeout, retry, lease.
+        """``redis://HOST[:PORT][/DB]``, ``rediss://`` for TLS, ``unix:///PATH``; then ``?`` and any of name, db, ca, cert, key, timeout, retry, lease,
+        replicas.
 
+        Several nodes of a cluster are separated by commas: ``redis://HOST:PORT,HOST:PORT``.
         ParameterError for anything else, a user name or password among it. Messages do not repeat the URL.
         """
-        parts = urllib.parse.urlsplit(url)
-        if "@" in parts.netloc:
+        head, slashes, tail = url.partition("//")
+        authority = re.split(r"[/?#]", tail, maxsplit=1)[0]
+        if "@" in authority:
             raise ParameterError(f"a URL must not contain a user or password: set {USERNAME} and {PASSWORD}")
         kinds: dict[str, Callable[[str], Any]] = {
             **dict.fromkeys(("name", "ca", "cert", "key"), str),
             **dict.fromkeys(("timeout", "retry", "lease"), float),
-            "db": int,
+            **dict.fromkeys(("db", "replicas"), int),
         }
-        values: dict[str, Any] = {"tls": parts.scheme == "rediss"}
         try:
+            parts = urllib.parse.urlsplit(head + slashes + tail[len(authority) :])
+            values: dict[str, Any] = {"tls": parts.scheme == "rediss"}
             if parts.scheme == "unix":
-                if parts.netloc or not parts.path:
+                if authority or not parts.path:
                     raise ValueError
                 values["socket"] = urllib.parse.unquote(parts.path)
             elif parts.scheme in ("redis", "rediss"):
-                if not parts.hostname or not re.fullmatch(r"(/\d{0,9})?", parts.path):
+                if not re.fullmatch(r"(/\d{0,9})?", parts.path):
                     raise ValueError
-                values |= {"host": parts.hostname, "port": parts.port or 6379, "db": int(parts.path[1:] or 0)}
+                (host, port), *nodes = map(_named, authority.split(","))
+                values |= {"host": host, "port": port, "nodes": tuple(nodes), "db": int(parts.path[1:] or 0)}
             else:
                 raise ValueError
             query = urllib.parse.parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -211,11 +241,25 @@ class RedisOptions:
         """Where it is, for people."""
         if self.socket is not None:
             return f"unix://{self.socket}?db={self.db}&name={self.name}"
-        return f"redis{'s' * self.tls}://{self.host}:{self.port}/{self.db}?name={self.name}"
+        where = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses)
+        return f"redis{'s' * self.tls}://{where}/{self.db}?name={self.name}"
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Of all nodes that are named; none of them counts where there is a Unix socket."""
+        return ((self.host, self.port), *self.nodes)
+
+
+def _named(node: str) -> Address:
+    """Host and port of a node in a URL; ValueError."""
+    parts = urllib.parse.urlsplit(f"//{node}")
+    if not parts.hostname:
+        raise ValueError
+    return parts.hostname, 6379 if parts.port is None else parts.port
 
 
 class RedisBackend(XorBackend):
-    """Regions in a Redis (from 6.2) or Valkey server that the network, or a Unix socket, leads to.
+    """Regions in a Redis (from 6.2) or Valkey server, or cluster, that the network, or a Unix socket, leads to.
 
     where: a URL as ``RedisOptions.from_url`` takes, or the options. credentials: with a URL, what ``RedisOptions.credentials`` says.
 
@@ -231,8 +275,12 @@ class RedisBackend(XorBackend):
 
     **Failures.** Calls go on connecting again for ``retry`` seconds, then raise BackendUnavailableError; what they were about to write may have been
     written. BackendAccessError for a wrong password or missing permission, BackendFullError where the server has no memory left, BackendReadOnlyError from
-    a replica, or where the server refuses writes, RollbackError if it came back without the regions or the lease that it had, IntegrityError for keys
-    that are no slots.
+    a replica, or where the server refuses writes (in a cluster after ``retry`` seconds, as it mends that by itself), RollbackError if it came back without the
+    regions or the lease that it had, IntegrityError for keys that are no slots.
+
+    **A cluster.** Any of its nodes leads to the one that has the store, all of which lies there. Where that changes, or where the node is dead until a replica
+    takes its place, the call goes on, within ``retry`` seconds; so it does while the store is being moved. All nodes get the same
+    credentials; the name that a certificate is checked against is the one that the cluster gave to the node.
 
     Safe to use from several threads, and refused after a fork. There is no client state on a server: give stores ``state=PATH``.
 
@@ -256,13 +304,18 @@ class RedisBackend(XorBackend):
         self._closed, self._pid = False, os.getpid()
         self._token: bytes | None = None  # of our lease
         self._fence = 0  # how often the lease had been taken when we took it
+        self._replicas = 0  # that must have a write before it is safe
+        self._at_risk = 0  # transactions since the replicas were last known to have all of them
+        self._verify: Callable[[int], None] | None = None  # to be called on each new connection
+        self._verified = True  # it was
         self._armed = False  # the server watches the lease for us, and we saw that it is as `_token` says
         self._fenced = False
         self._renew_at = 0.0
         self._keeper: threading.Event | None = None
         self._link = _Link(where)
+        self._settings: dict[bytes, bytes] = {}
         try:
-            self._call(self._warn, retry=0)
+            self._call(self._see, retry=0)
         except BaseException:
             self._closed = True
             self._link.drop()
@@ -323,13 +376,16 @@ class RedisBackend(XorBackend):
         self._call(partial(self._transact, [_pack(b"HDEL", self._names.dropped, b"%d" % known.number)]))
 
     def _found(self, known: _Region) -> Iterator[list[bytes]]:
-        cursor = b"0"
+        cursor, at = b"0", self._link.count
         while True:
             command = _pack(b"SCAN", cursor, b"MATCH", known.prefix + b"*", b"COUNT", b"%d" % _SWEEP)
-            (reply,) = self._call(partial(self._ask, [command]))
+            # SCAN names no key, so that a node that has the store no longer would scan what is left there: the key ahead of it is refused.
+            _, reply = self._call(partial(self._ask, [self._names.holder, command]))
             cursor, keys = _array(reply, 2)
             yield _strings(keys)
-            if b"%d" % _integer(cursor) == b"0":
+            if self._link.count != at:  # a cursor means nothing to another server
+                cursor, at = b"0", self._link.count
+            elif b"%d" % _integer(cursor) == b"0":
                 return
 
     def _load(self) -> None:
@@ -475,6 +531,20 @@ class RedisBackend(XorBackend):
         """Nothing: what is durable was so before its answer. See DURABLE above."""
         self._check()
 
+    @property
+    def at_risk(self) -> int:
+        """As the base class says: transactions that too few replicas are known to have. They are asked every eighth time, with no round trip of its own."""
+        return self._at_risk
+
+    def replicate(self) -> None:
+        """As the base class says, for half of ``timeout``. BackendReadOnlyError where too few replicas have the latest writes by then."""
+        self._check()
+        if self._at_risk:
+            self._call(self._await)
+
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
+        self._verify = check
+
     # Ownership
 
     def acquire(self) -> None:
@@ -483,10 +553,14 @@ class RedisBackend(XorBackend):
             if self._token is not None:
                 raise StoreLockedError("another store handle has this backend")
             token = secrets.token_hex(16).encode()
+            self._call(self._look_again)
+            self._at_risk = 0
             self._fence = self._call(partial(self._take, token))
             self._token, self._fenced, self._armed = token, False, False
             try:
                 self._call(self._arm)  # so that the first write takes no longer than any other
+                if self._replicas:
+                    self._call(self._await)  # a failover must not take the lease back
                 for number, slots in self._call(self._leftovers):
                     self._sweep(_Region.of(self._names, number, RegionShape(slots, 1)))
             except BaseException:
@@ -502,19 +576,20 @@ class RedisBackend(XorBackend):
         names = self._names
         start = time.monotonic()
         _, _, holder, fence, left = self._ask([*names.look, _pack(b"PTTL", names.lease)])
-        if holder == token:  # an earlier attempt took it, and its answer was lost
-            number = _integer(fence)
+        taken, last = _taken(fence)
+        if holder == token == last:  # an earlier attempt took it, and its answer was lost
+            number = taken
         elif holder is not None:
             raise StoreLockedError(
                 "another client has the store open; if it died, its lease expires in "
                 f"{max(0, _integer(left)) / 1000:.0f} s"
             )
         else:
-            (done,) = self._ask([_MULTI, _pack(b"INCR", names.fence), names.claim(token, self._lease_ms), _EXEC])[3:]
+            number = taken + 1
+            (done,) = self._ask([_MULTI, *names.take(number, token, self._lease_ms), _EXEC])[3:]
             if done is None:
                 raise StoreLockedError("another client has just opened the store")
             _refuse(_array(done, 2))
-            number = _integer(done[0])
         self._load()
         self._renew_at = start + self.options.lease / 3
         return number
@@ -565,7 +640,7 @@ class RedisBackend(XorBackend):
         with self._lock:
             if self._token is not None and not self._fenced and not self._closed:
                 with contextlib.suppress(Exception):  # the next call will find out
-                    self._call(lambda: None, retry=0)
+                    self._call(lambda: None, retry=0, verify=False)  # not from this thread: it may be amid an access
 
     def _renew(self) -> None:
         start = time.monotonic()
@@ -576,7 +651,7 @@ class RedisBackend(XorBackend):
         """Have the server watch the lease, and look whose it is.
 
         StoreLockedError where it is another's, FencedError where it was another's since it was ours. Where it expired and nobody took it since, it is
-        ours again: the fence tells.
+        ours again: the fence tells. RollbackError where the server does not know that it was ours, unless somebody verifies what it has (``on_reconnect``).
         """
         names = self._names
         for _ in range(_ATTEMPTS):
@@ -586,17 +661,18 @@ class RedisBackend(XorBackend):
                     raise StoreLockedError("another client has the store open")
                 self._armed = True
                 return
-            fence = 0 if count is None else _integer(count)
-            if fence < self._fence:
+            fence, last = _taken(count)
+            if fence < self._fence and self._verify is None:
                 raise RollbackError("the server came back without the lease that this client has")
-            if fence > self._fence or holder not in (None, self._token):
+            if fence > self._fence or (fence == self._fence and (last != self._token or holder not in (None, last))):
                 self._fenced = True
                 raise FencedError("another client took the store over, as the lease of this one had expired")
-            if holder is not None:
+            if fence == self._fence and holder is not None:
                 self._armed = True
                 return
+            # It expired; or a failover took back that it was taken, and nobody did so since: a client before this one will find it gone.
             start = time.monotonic()
-            if self._ask([_MULTI, names.claim(self._token, self._lease_ms), _EXEC])[2] is not None:
+            if self._ask([_MULTI, *names.take(self._fence, self._token, self._lease_ms), _EXEC])[-1] is not None:
                 self._renew_at = start + self.options.lease / 3
         raise _restless()
 
@@ -612,15 +688,32 @@ class RedisBackend(XorBackend):
             if not self._armed:
                 self._arm()
             self._armed = False
-            replies = self._link.trip([*before, _MULTI, *commands, _EXEC, names.watch, names.holder])
+            # Ahead of the writes, so that it asks for those before them, which are on their way to the replicas already.
+            ask = [names.wait(self._replicas, _PATIENCE)] if self._replicas and self._at_risk >= _ASK else []
+            replies = self._link.trip([*ask, *before, _MULTI, *commands, _EXEC, names.watch, names.holder])
+            if ask:
+                self._heard(replies.pop(0))
             done, watched, holder = replies[-3:]
             self._armed = watched == b"OK" and holder == self._token
             _refuse(replies[:-3])  # what the server did not even queue says why, and comes first
             _refuse([done])
             if done is not None:
                 _refuse(_array(done, len(commands)))
+                self._at_risk += bool(self._replicas)
                 return replies[: len(before)], done
         raise _restless()
+
+    def _heard(self, reply: Any) -> None:
+        """What a WAIT said: how many replicas have all that this connection had written before it, which began by renewing the lease."""
+        _refuse([reply])
+        if _integer(reply) >= self._replicas:
+            self._at_risk = 0
+
+    def _await(self) -> None:
+        (reply,) = self._ask([self._names.wait(self._replicas, int(500 * self.options.timeout))])
+        self._heard(reply)
+        if self._at_risk:
+            raise BackendReadOnlyError(f"fewer than {self._replicas} replicas have the latest writes")
 
     def _transact(self, commands: list[bytes]) -> list[Any]:
         return self._pipeline([], commands)[1]
@@ -631,36 +724,51 @@ class RedisBackend(XorBackend):
         _refuse(replies)
         return replies
 
-    def _call(self, work: Callable[[], T], retry: float | None = None) -> T:
-        """Run ``work``, which may run again over a new connection where this one breaks: see the head of this module."""
+    def _call(self, work: Callable[[], T], retry: float | None = None, *, verify: bool = True) -> T:
+        """Run ``work``, which may run again over a new connection where this one breaks: see the head of this module.
+
+        verify: whether now is the time for what ``on_reconnect`` asked for; else the next call does it.
+        """
         self._check()  # before the lock, which somebody may have held at a fork
         with self._lock:
             if self._closed or self._fenced:
                 self._check()
                 raise FencedError("another client took the store over: close this handle")
+            link, patience = self._link, self.options.retry if retry is None else retry
+            link.tried.clear()
+            trouble: _BrokenError | BackendReadOnlyError
             try:
-                return self._attempt(work)
-            except _BrokenError as error:
-                reason = error.reason
-            patience = self.options.retry if retry is None else retry
+                return self._attempt(work, time.monotonic() + patience, verify)
+            except (_BrokenError, BackendReadOnlyError) as error:
+                trouble = error
             end, failures = time.monotonic() + patience, 0
             backoff = redis.backoff.ExponentialWithJitterBackoff(cap=2.0, base=0.02)
-            while (left := end - time.monotonic()) > 0:
-                failures += 1
-                time.sleep(min(backoff.compute(failures), left))
+            while True:
+                if not link.follow(trouble):
+                    left = end - time.monotonic()
+                    if left <= 0:
+                        break
+                    failures += 1
+                    time.sleep(min(backoff.compute(failures), left))
+                    link.tried.clear()
                 try:
-                    return self._attempt(work)
-                except _BrokenError as error:
-                    reason = error.reason
-            raise BackendUnavailableError(f"no answer from {self.options.url}: {reason}")
+                    return self._attempt(work, end, verify)
+                except (_BrokenError, BackendReadOnlyError) as error:
+                    trouble = error
+            if isinstance(trouble, _BrokenError):
+                raise BackendUnavailableError(f"no answer from {self.options.url}: {trouble.reason}")
+            raise trouble
 
-    def _attempt(self, work: Callable[[], T]) -> T:
+    def _attempt(self, work: Callable[[], T], until: float, verify: bool) -> T:
+        """Run ``work``, where necessary over a new connection; no further node is tried for that after ``until``."""
         if not self._link.up:
-            self._armed = False
-            self._link.connect()
+            self._armed = self._verified = False
+            self._link.connect(until)
             try:
                 self._inspect()
                 self._load()
+                # Not fewer than at first: that one is cut off does not mean that it will not take over.
+                self._count(self._replicas)
                 if self._token is not None:
                     self._arm()
                     # What was sent over an earlier connection may still be on its way, and would put old slots over newer ones. It is in a
@@ -669,8 +777,17 @@ class RedisBackend(XorBackend):
             except BaseException:
                 self._link.drop()  # it must not be used before all of this went well
                 raise
+            self._link.found = True
         if self._token is not None and time.monotonic() >= self._renew_at:
             self._renew()
+        if verify and not self._verified:
+            self._verified = True  # first: it calls this backend
+            try:
+                if self._verify is not None:
+                    self._verify(0)
+            except BaseException:
+                self._verified = False
+                raise
         return work()
 
     def _check(self) -> None:
@@ -693,14 +810,33 @@ class RedisBackend(XorBackend):
         asked = (b"maxmemory-policy", b"appendonly", b"appendfsync", b"min-replicas-to-write")
         commands = [_pack(b"CONFIG", b"GET", setting) for setting in asked]
         *settings, info = self._link.trip([*commands, _pack(b"INFO", b"replication")])
-        self._settings: dict[bytes, bytes] = {}
+        self._settings = {}
         for reply in settings:
             if isinstance(reply, list):  # else it is an error: it does not say
                 self._settings |= _pairs(reply)
         if isinstance(info, bytes):
             self._settings |= {name: value for name, _, value in (line.partition(b":") for line in info.splitlines())}
         if self._settings.get(b"role") == b"slave":
+            self._ask([self._names.holder])  # one of a cluster says where the primary is
             raise BackendReadOnlyError("the server is a replica, whose slots may be old: name its primary")
+
+    def _see(self) -> None:
+        """The first connection: how many replicas have to be waited for, and what there is to warn of."""
+        self._count()
+        self._warn()
+
+    def _count(self, least: int = 0) -> None:
+        """How many replicas have to have a write, where the options leave that open: one if the server has some, and says what they have; or ``least``."""
+        wanted = self.options.replicas
+        if wanted is None:
+            wanted = max(least, int(self._settings.get(b"connected_slaves", b"0") != b"0"))
+            if wanted and isinstance(self._link.trip([self._names.wait(0, 1)])[0], Exception):
+                wanted = 0
+        self._replicas = wanted
+
+    def _look_again(self) -> None:
+        self._inspect()
+        self._count()
 
     def _warn(self) -> None:
         """A BackendWarning for each setting that can lose slots."""
@@ -716,12 +852,12 @@ class RedisBackend(XorBackend):
             troubles.append(
                 "appendfsync is not always: a loss of power takes the last writes back, and with them the store"
             )
-        if told(b"connected_slaves", b"0") != b"0" and told(b"min-replicas-to-write") == b"0":
+        if told(b"connected_slaves", b"0") != b"0" and not self._replicas:
             troubles.append(
-                "min-replicas-to-write is 0 and there are replicas: a failover may take acknowledged writes back"
+                "there are replicas, which are not asked what they have (WAIT): a failover may take acknowledged writes back"
             )
         for trouble in troubles:
-            warnings.warn(trouble, BackendWarning, stacklevel=5)
+            warnings.warn(trouble, BackendWarning, stacklevel=6)
 
 
 def _keep(backend: weakref.ref[RedisBackend], stop: threading.Event, interval: float) -> None:
@@ -748,8 +884,13 @@ class _Names:
         self.holder = _pack(b"GET", self.lease)
         self.take_fold = _pack(b"GETDEL", self.fold)
 
-    def claim(self, token: bytes, milliseconds: bytes) -> bytes:
-        return _pack(b"SET", self.lease, token, b"NX", b"PX", milliseconds)
+    def take(self, number: int, token: bytes, milliseconds: bytes) -> list[bytes]:
+        """The lease, for the number-th time."""
+        fence = _pack(b"SET", self.fence, b"%d %s" % (number, token))
+        return [fence, _pack(b"SET", self.lease, token, b"PX", milliseconds)]
+
+    def wait(self, replicas: int, milliseconds: int) -> bytes:
+        return _pack(b"WAIT", b"%d" % replicas, b"%d" % milliseconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -785,18 +926,48 @@ class _Region:
 
 
 class _BrokenError(Exception):
-    """The connection broke: whether the server did what it was asked is not known."""
+    """The connection broke: whether the server did what it was asked is not known. Or, of the kinds below, it did nothing and may do it later."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
+class _BusyError(_BrokenError):
+    """The server cannot do it just now. The connection is good."""
+
+
+class _DownError(_BrokenError):
+    """The node is cut off from its cluster, or the cluster is not whole."""
+
+
+class _MovedError(_BrokenError):
+    """Another node has the store. An empty host is that of the one that says so."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__("the node that the cluster names does not answer")
+        self.host, self.port = host, port
+
+
 class _Link:
-    """One connection to the server, or none."""
+    """One connection to the server, or to the node of a cluster that has the store; or none."""
 
     def __init__(self, options: RedisOptions) -> None:
-        self._login = _Login.of(options.credentials)
+        self._options, self._login = options, _Login.of(options.credentials)
+        self._seeds: tuple[Address, ...] = options.addresses if options.socket is None else (("", 0),)
+        self._order = list(dict.fromkeys(self._seeds))  # whom to ask, the likeliest first
+        self._at = self._order[0]
+        self._slot: int = redis.crc.key_slot(b"{%s}" % options.name.encode())
+        self._wire = self._new(self._at)
+        self._busy = False
+        self.cluster = False  #: whether the server is one of a cluster, as far as is known
+        self.count = 0  #: connections so far
+        self.found = False  #: whether one of them led to the store
+        self.tried: set[Address] = set()  #: nodes that are not to be asked again before the next pause
+
+    def _new(self, address: Address) -> Any:
+        """A connection that is still to be made. The name in a certificate has to be ``address``'s."""
+        options = self._options
         arguments: dict[str, Any] = {
             "db": options.db,
             "socket_timeout": options.timeout,
@@ -808,45 +979,104 @@ class _Link:
         }
         kinds: Any = redis.connection
         if options.socket is not None:
-            self._wire = kinds.UnixDomainSocketConnection(path=options.socket, **arguments)
-        elif options.tls:
-            self._wire = kinds.SSLConnection(
-                host=options.host,
-                port=options.port,
-                ssl_ca_certs=options.ca,
-                ssl_certfile=options.cert,
-                ssl_keyfile=options.key,
-                ssl_cert_reqs="required",
-                ssl_check_hostname=True,
-                ssl_min_version=ssl.TLSVersion.TLSv1_2,
-                **arguments,
-            )
-        else:
-            self._wire = kinds.Connection(host=options.host, port=options.port, **arguments)
-        self._busy = False
+            return kinds.UnixDomainSocketConnection(path=options.socket, **arguments)
+        host, port = address
+        if not options.tls:
+            return kinds.Connection(host=host, port=port, **arguments)
+        return kinds.SSLConnection(
+            host=host,
+            port=port,
+            ssl_ca_certs=options.ca,
+            ssl_certfile=options.cert,
+            ssl_keyfile=options.key,
+            ssl_cert_reqs="required",
+            ssl_check_hostname=True,
+            ssl_min_version=ssl.TLSVersion.TLSv1_2,
+            **arguments,
+        )
 
     @property
     def up(self) -> bool:
         """Whether there is a connection, as far as is known."""
         return bool(self._wire.is_connected)
 
-    def connect(self) -> None:
-        """Connect, authenticate, select the database."""
+    def connect(self, until: float) -> None:
+        """Connect to the first node that answers. No further one is tried after ``until``, but next time, unless the store is still to be found."""
+        trouble: _BrokenError | None = None
         self._login.ask()
+        try:
+            for address in [address for address in self._order if address not in self.tried]:
+                if trouble is not None and self.found and time.monotonic() >= until:
+                    break
+                self.tried.add(address)
+                try:
+                    self._open(address)
+                    self._learn()
+                except _BrokenError as error:
+                    trouble = trouble or error
+                    self._order = [*(other for other in self._order if other != address), address]
+                except BaseException:
+                    self.drop()
+                    raise
+                else:
+                    self.count += 1
+                    return
+        finally:
+            self._login.forget()
+        raise trouble or _BrokenError("no node answers")
+
+    def _open(self, address: Address) -> None:
+        """Connect, authenticate, select the database."""
+        if address != self._at:
+            self._wire, self._at = self._new(address), address
         try:
             self._wire.connect()
         except Exception as error:  # of any kind: a hostile server can make redis-py stumble
-            trouble = _trouble(error)
-        except BaseException:
-            self.drop()
-            raise
+            if isinstance(error, redis.exceptions.ResponseError) and _NO_DATABASE.search(str(error)):
+                trouble: Exception = ParameterError(
+                    f"the server has no database {self._options.db} (one of a cluster has only 0, as a rule)"
+                )
+            else:
+                trouble = _trouble(error)
         else:
             return
-        finally:
-            self._login.forget()
         self.drop()
         # Not inside the handler: a server can repeat the password in the text of its error.
         raise trouble
+
+    def _learn(self) -> None:
+        """Ask a node of a cluster for the others. It need not say: MOVED leads to the right one, and these are for the time when that one is dead."""
+        (reply,) = self.trip([_CLUSTER_SLOTS])
+        if isinstance(reply, list) and self._options.socket is None:
+            self.cluster = True
+            nodes = _nodes(reply, self._slot, self._at[0])
+            self._first(self._at, *nodes)
+        elif len(self._seeds) > 1 and isinstance(reply, Exception) and "cluster support disabled" in str(reply):
+            raise BackendError("several servers are named, and one of them is no part of a cluster")
+
+    def follow(self, trouble: _BrokenError | BackendReadOnlyError) -> bool:
+        """Whether to call again at once, at another node: one that is named now, or else the next one, which may know better. Each once between two pauses.
+
+        Raises what it is no use repeating.
+        """
+        if isinstance(trouble, _BusyError):
+            return False
+        if isinstance(trouble, BackendReadOnlyError) and not self.cluster:
+            raise trouble
+        self.drop()
+        if isinstance(trouble, _MovedError):
+            if self._options.socket is not None:
+                raise BackendError("another node of the cluster has the store: name a host, not a Unix socket")
+            self.cluster = True
+            address = _address(trouble.host, trouble.port, self._at[0])
+            if address is not None:
+                self._first(address, *self._order)
+        elif not isinstance(trouble, _DownError):
+            return False
+        return len(self.tried) < _ROUND and not self.tried.issuperset(self._order)
+
+    def _first(self, *addresses: Address) -> None:
+        self._order = list(dict.fromkeys((*addresses[:_NODES], *self._seeds)))
 
     def trip(self, commands: list[bytes]) -> list[Any]:
         """Send packed commands, and read a reply to each; an error reply is an exception among them."""
@@ -935,7 +1165,7 @@ def _reason(error: Exception) -> str:
     return "the connection broke"
 
 
-def _failure(error: Exception) -> OramError:
+def _failure(error: Exception) -> OramError | _BrokenError:
     """What to raise for an error reply. Of its text only the code is repeated: a server can echo there what it was sent."""
     code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
     code = code if _CODE.fullmatch(code) else "ERR"
@@ -947,9 +1177,39 @@ def _failure(error: Exception) -> OramError:
         return BackendAccessError(f"the server does not permit this to the user ({code})")
     if code == "WRONGTYPE":
         return _damaged()
-    if code in ("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"):
-        return BackendError(f"the server is a part of a cluster, which this backend does not know ({code})")
+    if code == "MOVED":
+        return _MovedError(getattr(error, "host", "?"), getattr(error, "port", 0))
+    if code in ("ASK", "TRYAGAIN"):
+        return _BusyError(f"the store is being moved to another node of its cluster ({code})")
+    if code == "CLUSTERDOWN":
+        return _DownError("the cluster is down, or the node is cut off from it")
+    if code == "LOADING":
+        return _BusyError("it is loading its data")
     return BackendError(f"the server refused a command ({code})")
+
+
+def _address(host: str, port: int, here: str) -> Address | None:
+    """Where a node is that another one named, or None if it did not say. ``here``: the host that said it, which an empty name stands for."""
+    host = host or here
+    return (host, port) if _HOST.fullmatch(host) and 1 <= port <= 65535 else None
+
+
+def _nodes(reply: list[Any], slot: int, here: str) -> list[Address]:
+    """The nodes in an answer to CLUSTER SLOTS, those that have ``slot`` first. What makes no sense is left out: no more than help is lost with it."""
+    ours: list[Any] = []
+    others: list[Any] = []
+    for row in reply:
+        match row:
+            case [int(first), int(last), *nodes]:
+                (ours if first <= slot <= last else others).extend(nodes)
+    found: dict[Address, None] = {}
+    for node in ours + others:
+        match node:
+            case [bytes() | None as host, int(port), *_]:
+                address = _address((host or b"").decode("latin-1"), port, here)
+                if address is not None:
+                    found[address] = None
+    return list(found)
 
 
 def _damaged() -> IntegrityError:
@@ -972,6 +1232,16 @@ def _integer(reply: Any) -> int:
         return int(reply)
     except (TypeError, ValueError):
         raise _damaged() from None
+
+
+def _taken(fence: Any) -> tuple[int, bytes]:
+    """How often the lease was taken, and the token of the last time."""
+    if fence is None:
+        return 0, b""
+    match = _FENCE.fullmatch(fence) if isinstance(fence, bytes) else None
+    if match is None:
+        raise _damaged()
+    return int(match[1]), match[2]
 
 
 def _array(reply: Any, length: int | None = None) -> list[Any]:
@@ -1048,4 +1318,6 @@ def _overlay(write: SlotWrite, indices: I64, data: U8, present: U8) -> None:
         data[hit], present[hit] = write.data[order[at[hit]]], 1
 
 
-_MULTI, _EXEC = (b"", b"") if _missing is not None else (_pack(b"MULTI"), _pack(b"EXEC"))
+_MULTI, _EXEC, _CLUSTER_SLOTS = (
+    (b"", b"", b"") if _missing is not None else (_pack(b"MULTI"), _pack(b"EXEC"), _pack(b"CLUSTER", b"SLOTS"))
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -73,6 +74,7 @@ class ShardedBackend(XorBackend):
             if parallel and len(backends) > 1
             else []
         )
+        self._own = threading.local()  # number: of the backend whose thread it is
         self._known: dict[str, _Striped] = {}
         self._pid = os.getpid()
 
@@ -87,11 +89,22 @@ class ShardedBackend(XorBackend):
             raise ForkedStoreError("this backend was made before a fork; use it in one process only")
         if not self._threads:
             return [None if call is None else call() for call in calls]
+        here = getattr(self._own, "number", None)
+        if (
+            here is not None
+        ):  # one of these threads, in the middle of a call: on a new connection its backend is looked at
+            if any(call is not None for j, call in enumerate(calls) if j != here):
+                raise BackendError("a check on a new connection is for its own backend only")
+            return [None if call is None else call() for call in calls]
         futures: list[Future[T] | None] = [
-            None if call is None else thread.submit(call) for thread, call in zip(self._threads, calls, strict=True)
+            None if call is None else self._threads[j].submit(self._in_thread, j, call) for j, call in enumerate(calls)
         ]
         wait([future for future in futures if future is not None])
         return [None if future is None else future.result() for future in futures]
+
+    def _in_thread(self, j: int, call: Callable[[], T]) -> T:
+        self._own.number = j
+        return call()
 
     def _one(self, j: int, call: Callable[[], object]) -> None:
         """The same for one backend."""
@@ -211,6 +224,21 @@ class ShardedBackend(XorBackend):
 
     def sync(self) -> None:
         self._all([backend.sync for backend in self.backends])
+
+    @property
+    def parts(self) -> int:
+        return len(self.backends)
+
+    @property
+    def at_risk(self) -> int:
+        return max(backend.at_risk for backend in self.backends)
+
+    def replicate(self) -> None:
+        self._all([backend.replicate for backend in self.backends])
+
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
+        for j, backend in enumerate(self.backends):
+            backend.on_reconnect(lambda _, j=j: check(j))  # type: ignore[misc]
 
     # --- ownership
 

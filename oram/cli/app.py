@@ -196,7 +196,9 @@ def create(
     blocks_per_value: Annotated[int, typer.Option(min=1, help="Blocks that each record takes.")] = 1,
     scheme: Annotated[
         str | None,
-        typer.Option(help="path, ring or linear.", show_default="ring on a server, else path; linear for a handful"),
+        typer.Option(
+            help="path, ring, cuckoo or linear.", show_default="ring on a server, else path; linear for a handful"
+        ),
     ] = None,
     blocks: Annotated[
         int | None,

@@ -23,7 +23,7 @@ from oram.backends import Slots
 from oram.cli import places
 from oram.cli.exits import one_line
 from oram.errors import BackendWarning, CipherUnavailableError, IntegrityError, ParameterError
-from oram.params import LinearGeometry, PathGeometry, RingGeometry, ShardedGeometry
+from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry, ShardedGeometry
 from oram.record import OVERHEAD
 
 __all__ = ["describe", "examine", "look", "report", "rows"]
@@ -75,6 +75,8 @@ def _describe(public: dict[str, Any]) -> dict[str, Any]:
         }
     if isinstance(g, RingGeometry):
         return found | _ring(g, shards)
+    if isinstance(g, CuckooGeometry):
+        return found | _cuckoo(g, shards)
     pages = shards * g.slots
     return found | {"pages": pages, "page_bytes": g.slot_size, "server_bytes": pages * g.slot_size}
 
@@ -94,6 +96,19 @@ def _ring(g: RingGeometry, shards: int) -> dict[str, Any]:
         "slots": shards * g.slots,
         "slot_bytes": g.slot_size,
         "server_bytes": shards * (g.slots * g.slot_size + metadata),
+    }
+
+
+def _cuckoo(g: CuckooGeometry, shards: int) -> dict[str, Any]:
+    """What there is to say of a hierarchy."""
+    return {
+        "levels": g.L + 1,
+        "blocks_of_the_top_buffer": g.c,
+        "eps": g.eps / 1000,
+        "rebuild": g.rebuild,
+        "slots": shards * g.slots,
+        "slot_bytes": g.slot_size,
+        "server_bytes": shards * g.slots * g.slot_size,
     }
 
 

@@ -17,6 +17,7 @@ from oram.params.common import (
     check_tree_top,
     refuse,
 )
+from oram.params.cuckoo import CuckooGeometry, CuckooParams, Table
 from oram.params.linear import LinearGeometry, LinearParams, linear_is_cheaper
 from oram.params.path import STASH_BOUND, PathGeometry, PathParams
 from oram.params.ring import RING_SETS, RING_STASH_BOUND, RingGeometry, RingParams
@@ -37,6 +38,9 @@ __all__ = [
     "SCHEMES",
     "STASH_BOUND",
     "TAG_SIZE",
+    "Table",
+    "CuckooGeometry",
+    "CuckooParams",
     "Geometry",
     "LinearGeometry",
     "LinearParams",
@@ -58,11 +62,21 @@ __all__ = [
     "shard_batch",
 ]
 
-SchemeParams: TypeAlias = PathParams | RingParams | LinearParams
-TreeGeometry: TypeAlias = PathGeometry | RingGeometry | LinearGeometry
+SchemeParams: TypeAlias = PathParams | RingParams | CuckooParams | LinearParams
+TreeGeometry: TypeAlias = PathGeometry | RingGeometry | CuckooGeometry | LinearGeometry
 Geometry: TypeAlias = TreeGeometry | ShardedGeometry
-SCHEMES: dict[str, type[SchemeParams]] = {"path": PathParams, "ring": RingParams, "linear": LinearParams}
-GEOMETRIES: dict[str, type[TreeGeometry]] = {"path": PathGeometry, "ring": RingGeometry, "linear": LinearGeometry}
+SCHEMES: dict[str, type[SchemeParams]] = {
+    "path": PathParams,
+    "ring": RingParams,
+    "cuckoo": CuckooParams,
+    "linear": LinearParams,
+}
+GEOMETRIES: dict[str, type[TreeGeometry]] = {
+    "path": PathGeometry,
+    "ring": RingGeometry,
+    "cuckoo": CuckooGeometry,
+    "linear": LinearGeometry,
+}
 
 
 def geometry_of(
@@ -81,6 +95,8 @@ def _tree_of(capacity: int, block_size: int, params: SchemeParams, tree_top: int
         return PathGeometry.of(capacity, block_size, params, tree_top, cost)
     if isinstance(params, RingParams):
         return RingGeometry.of(capacity, block_size, params, tree_top, cost)
+    if isinstance(params, CuckooParams):
+        return CuckooGeometry.of(capacity, block_size, params, tree_top, cost)
     return LinearGeometry.of(capacity, block_size)
 
 

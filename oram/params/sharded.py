@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from oram.params.cuckoo import CuckooGeometry
 from oram.params.linear import LinearGeometry
 from oram.params.path import PathGeometry
 from oram.params.ring import RingGeometry
@@ -67,7 +68,7 @@ class ShardedGeometry:
 
     N: int
     shards: int
-    tree: PathGeometry | RingGeometry | LinearGeometry
+    tree: PathGeometry | RingGeometry | CuckooGeometry | LinearGeometry
 
     @property
     def B(self) -> int:

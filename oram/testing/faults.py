@@ -223,6 +223,10 @@ class FaultBackend(XorBackend):
         self.remember(writes)
         self.inner.write_all(writes)
 
+    @property
+    def parts(self) -> int:
+        return self.inner.parts
+
     def sync(self) -> None:
         self.faults.step("sync", self.inner.sync, changes=False)
         self.synced()

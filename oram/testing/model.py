@@ -16,6 +16,7 @@ from oram.backends import Backend, Slots
 from oram.kernels.base import EMPTY, PoolState
 from oram.params import PathGeometry
 from oram.schemes.base import Scheme
+from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.path import PathORAM
 from oram.schemes.ring import RingORAM
 from oram.schemes.sharded import ShardedORAM
@@ -110,6 +111,8 @@ def _walk_tree(store: ObliviousStore, scheme: Scheme, shard: int = 0) -> set[int
         return _walk_path(read, scheme)
     if isinstance(scheme, RingORAM):
         return _walk_ring(read, scheme)
+    if isinstance(scheme, CuckooORAM):
+        return _walk_cuckoo(read, scheme)
     store.verify()
     return set(range(scheme.capacity))
 
@@ -178,6 +181,35 @@ def _walk_ring(read: Stored, scheme: RingORAM) -> set[int]:
                 _see(live, addr, leaf, state.position)
                 assert (leaf >> (g.L - level)) + (1 << level) - g.first == bucket, "a block off its path"
     return live
+
+
+def _walk_cuckoo(read: Stored, scheme: CuckooORAM) -> set[int]:
+    """Every table that is probed: an entry is in one of its two cells or in the stash, once, and is live exactly where the index says."""
+    g, state, clock, live = scheme.geometry, scheme.state, scheme.turn, set[int]()
+    in_stashes = 0
+    for table in g.alive(clock, bool(state.clock[1])):
+        m, slots = g.levels[table.level].m, g.first_slot(table) + np.arange(g.levels[table.level].table)
+        epochs = np.full(slots.size, table.epoch, np.int64)
+        addr, blocks = scheme._kernel.open_slots(slots, epochs, read(scheme.region, slots))
+        assert not blocks[addr == EMPTY].any(), "a dummy is not zeros"
+        at = np.flatnonzero(addr != EMPTY)
+        assert (addr[at] < g.N).all(), "an address outside the store"
+        assert np.unique(addr[at]).size == at.size <= g.levels[table.level].n, (
+            "an entry is there twice, or too many are"
+        )
+        cells = 2 * scheme._kernel.pairs(table, addr[at]) + np.arange(2)
+        inside = at < 2 * m
+        assert ((at[:, np.newaxis] == cells).any(axis=1) | ~inside).all(), "an entry in a cell that is not its own"
+        in_stashes += int((~inside).sum())
+        here = addr[scheme._kernel.live(table, addr)].tolist()
+        assert live.isdisjoint(here), "a block is live twice"
+        live.update(here)
+    rows = scheme._kernel.rows()
+    assert live.isdisjoint(rows), "a block is live twice"
+    for address, (page, row) in rows.items():
+        assert int(state.page_addr[page, row]) == address, "a row of a top buffer with another address"
+    assert in_stashes <= g.stash_bound, "the stashes hold more than they should"
+    return live | {*rows}
 
 
 def _see(live: set[int], addr: int, leaf: int, position: npt.NDArray[np.uint32]) -> None:

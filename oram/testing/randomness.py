@@ -18,12 +18,16 @@ import numpy as np
 
 from oram import engine as engine_module
 from oram.engine import Engine
-from oram.kernels.base import Op, Requests
+from oram.kernels.base import CuckooPlan, Op, Requests
+from oram.kernels.reference import cuckoooram
+from oram.kernels.reference.cuckoooram import ReferenceCuckoo
 from oram.keys import Keyring
+from oram.params import Table
 from oram.schemes.path import PathORAM
 from oram.schemes.ring import RingORAM
 from oram.schemes.sharded import ShardedORAM
 from oram.testing.simulators import Dealt, each_gets, page_levels
+from oram.testing.simulators.cuckoo import pair
 from oram.trace import Event
 
 __all__ = [
@@ -36,6 +40,7 @@ __all__ = [
     "listen",
     "looked_up",
     "pinned",
+    "revealing",
     "script",
 ]
 
@@ -148,6 +153,7 @@ def looked_up(engine: Engine) -> list[Sequence[int]]:
 
     An access that fails in the middle is one of them.
     """
+    # Cuckoo's are chosen in advance
     trees = engine.scheme.trees if isinstance(engine.scheme, ShardedORAM) else [engine.scheme]
     states = [cast(PathORAM | RingORAM, tree).state for tree in trees]
     position = [leaf for state in states for leaf in state.position.tolist()]
@@ -203,6 +209,55 @@ def script(asked: Iterable[Sequence[Question]], leaves: Sequence[int], levels: i
                 chosen_by[address] = number
             number += 1
     return Script(positions, draws)
+
+
+@contextmanager
+def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Iterator[None]:
+    """Cuckoo stores made and used inside look up, in every table, the pairs of ``leaves``, one a request since creation, whatever is asked.
+
+    homes: the request that first looks for an address in a table where it is; filled in by a first run with the same requests, in which it was
+    empty. A pair is the hash of such an address, or a dummy's. As an address is looked for in a table once, this is for *any* requests a bijection
+    between randomness (hash functions and coins) and pairs looked up (and hashes that no one looks at), which proves that the pairs are
+    uniform and independent of the requests. Where two requests should look for the same address in the same table, ValueError.
+    """
+    known, plan = dict(homes), ReferenceCuckoo.plan
+    words: list[int] = []
+
+    class Scripted:
+        def __init__(self, seed: bytes) -> None:
+            pass
+
+        def below(self, n: int) -> int:  # noqa: ARG002 - of the table whose turn it is
+            return words.pop(0)
+
+    def pairs(kernel: ReferenceCuckoo, table: Table, addr: Any) -> Any:
+        m = kernel._geometry.levels[table.level].m
+        found = [
+            pair(leaves[known[table, a]] if (table, a) in known else -1 - a, *table, m)
+            for a in np.asarray(addr).tolist()
+        ]
+        return np.array(found, np.int64).reshape(-1, 2)
+
+    def planned(kernel: ReferenceCuckoo, requests: Requests) -> CuckooPlan:
+        g, clock = kernel._geometry, int(kernel.state.clock[0])
+        words.clear()
+        for number in range(clock, clock + requests.m):
+            for table in g.alive(number, bool(kernel.state.clock[1])):
+                leaf = leaves[number] if number < len(leaves) else 0
+                words.extend(pair(leaf, *table, g.levels[table.level].m))
+        found = plan(kernel, requests)
+        for step, addr in zip(kernel._steps, requests.addresses[: requests.m].tolist(), strict=True):
+            for table in [probe.table for probe in step.probes if probe.real]:
+                if homes.setdefault((table, addr), step.clock) != step.clock:
+                    raise ValueError("an address was looked for twice in an epoch")
+        return found
+
+    with (
+        mock.patch.object(cuckoooram, "Coins", Scripted),
+        mock.patch.object(ReferenceCuckoo, "pairs", pairs),
+        mock.patch.object(ReferenceCuckoo, "plan", planned),
+    ):
+        yield
 
 
 def leaves_of(events: Iterable[Event], info: Mapping[str, Any], *, op: str = "read") -> list[tuple[int, ...]]:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
-from oram.backends import Backend, Capability, RegionShape, SlotRead, Slots, SlotWrite, XorBackend
+from oram.backends import (
+    Backend,
+    BufferBackend,
+    Capability,
+    RegionShape,
+    SlotRead,
+    Slots,
+    SlotWrite,
+    XorBackend,
+)
+from oram.errors import BackendReadOnlyError
 from oram.types import I64
 
-__all__ = ["RemoteBackend"]
+__all__ = ["RemoteBackend", "ReplicatedBackend"]
+
+
+T = TypeVar("T")
 
 
 class RemoteBackend(XorBackend):
@@ -63,6 +76,20 @@ class RemoteBackend(XorBackend):
         self._trip()
         self.inner.sync()
 
+    @property
+    def at_risk(self) -> int:
+        return self.inner.at_risk
+
+    def replicate(self) -> None:
+        self.inner.replicate()
+
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
+        self.inner.on_reconnect(check)
+
+    @property
+    def parts(self) -> int:
+        return self.inner.parts
+
     def close(self) -> None:
         self.inner.close()
 
@@ -74,3 +101,75 @@ class RemoteBackend(XorBackend):
 
     def state_file(self) -> None:
         return None
+
+
+class ReplicatedBackend(RemoteBackend):
+    """A remote server with a replica that lags behind, and takes its place when told to.
+
+    inner: a MemoryBackend, or another with BUFFER. lagging: the replica gets nothing; else each ``replicate`` gives it all.
+
+    Calls are connected again by themselves: one that a failover interrupts is made again on the new server, after the check that
+    ``on_reconnect`` asked for. calls: how many there were.
+    """
+
+    def __init__(self, inner: BufferBackend, delay: float = 0.0) -> None:
+        super().__init__(inner, delay)
+        self._memory = inner
+        self.lagging, self.calls = False, 0
+        self._undo: list[list[tuple[str, I64, Slots]]] = []  # what each call replaced that the replica has not heard of
+        self._check: Callable[[int], None] | None = None
+        self._plan: dict[int, tuple[bool, int]] = {}
+
+    @property
+    def at_risk(self) -> int:
+        return len(self._undo)
+
+    def replicate(self) -> None:
+        if self.lagging and self._undo:
+            raise BackendReadOnlyError("fewer than 1 replicas have the latest writes")
+        self._undo.clear()
+
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
+        self._check = check
+
+    def fail_over(self, lost: int, *, at: int = 0, late: bool = False) -> None:
+        """At the call that comes after ``at`` further ones, the replica takes over, without the latest ``lost`` of the calls that wrote.
+
+        late: after that call took effect, and before its answer.
+        """
+        self._plan[self.calls + at] = late, lost
+
+    def _lose(self, lost: int) -> None:
+        for _ in range(min(lost, len(self._undo))):
+            for region, indices, old in reversed(self._undo.pop()):
+                now = self._memory.buffer(region)
+                now.data[indices], now.present[indices] = old.data, old.present
+        if self._check is not None:
+            self._check(0)
+
+    def _made(self, call: Callable[[], T], writes: Sequence[SlotWrite] = ()) -> T:
+        late, lost = self._plan.pop(self.calls, (False, -1))
+        self.calls += 1
+        if lost >= 0 and late:
+            self._note(writes)
+            call()
+        if lost >= 0:
+            self._lose(lost)
+        self._note(writes)
+        return call()
+
+    def _note(self, writes: Sequence[SlotWrite]) -> None:
+        if writes:
+            self._undo.append([(w.region, w.indices.copy(), self._memory.read(w.region, w.indices)) for w in writes])
+
+    def read(self, region: str, indices: I64) -> Slots:
+        return self._made(lambda: super(ReplicatedBackend, self).read(region, indices))
+
+    def read_xor(self, region: str, groups: I64, indices: I64) -> Slots:
+        return self._made(lambda: super(ReplicatedBackend, self).read_xor(region, groups, indices))
+
+    def write_all(self, writes: Sequence[SlotWrite]) -> None:
+        self._made(lambda: super(ReplicatedBackend, self).write_all(writes), writes)
+
+    def exchange(self, writes: Sequence[SlotWrite], reads: SlotRead) -> Slots:
+        return self._made(lambda: super(ReplicatedBackend, self).exchange(writes, reads), writes)

@@ -1,4 +1,7 @@
-"""A Redis or Valkey server for a test: a process of its own, on a free port of 127.0.0.1 or on a Unix socket, stopped by its own handle."""
+"""A Redis or Valkey server for a test: a process of its own, on a free port of 127.0.0.1 or on a Unix socket, stopped by its own handle.
+
+And a cluster of six.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Server", "free_port", "redis_server", "server_binary"]
+__all__ = ["Cluster", "Server", "free_port", "redis_cluster", "redis_server", "server_binary"]
 
 _READY = b"eady to accept connections"  # Redis and Valkey differ in what comes before
 
@@ -91,6 +95,11 @@ class Server:
         if self._process is None:
             raise RuntimeError("the server is not running")
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and neither stopped nor killed since."""
+        return self._process is not None
 
     @property
     def log(self) -> bytes:
@@ -215,3 +224,134 @@ def redis_server(
         yield server
     finally:
         server.stop()
+
+
+class Cluster:
+    """Three primaries, and a replica of each: ``nodes[3 + i]`` is that of ``nodes[i]`` at first. Their directories hold what they know of one another.
+
+    timeout: seconds after which a node that does not answer counts as dead; a little later its replica takes its place.
+    """
+
+    def __init__(self, nodes: Sequence[Server], timeout: float) -> None:
+        self.nodes, self.timeout = tuple(nodes), timeout
+
+    def ask(self, node: Server, *words: str | int) -> Any:
+        """A node's answer to a command, as redis-py has it."""
+        import redis  # no part of oram[testing]; whoever has a server to talk to has it
+
+        with closing(redis.Redis(port=node.port, socket_timeout=10, protocol=2)) as client:
+            return client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    @property
+    def alive(self) -> list[Server]:
+        """The nodes that run."""
+        return [node for node in self.nodes if node.running]
+
+    def slot(self, name: str) -> int:
+        """Where in the cluster a store of this name lies."""
+        return int(self.ask(self.alive[0], "CLUSTER", "KEYSLOT", f"{{{name}}}"))
+
+    def places(self, name: str, says: Server | None = None) -> list[Server]:
+        """The primary of a store of this name and then its replicas, as a node has it: ``says``, or the first one that runs."""
+        slot = self.slot(name)
+        for first, last, *nodes in self.ask(says or self.alive[0], "CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                ports = [int(node[1]) for node in nodes]
+                return sorted((n for n in self.nodes if n.port in ports), key=lambda node: ports.index(node.port))
+        return []
+
+    def identity(self, node: Server) -> str:
+        """Its name in the cluster."""
+        return str(self.ask(node, "CLUSTER", "MYID").decode())
+
+    def promote(self, replica: Server) -> None:
+        """Make a replica the primary, in order: nothing is lost."""
+        again = 0.0
+
+        def promoted() -> bool:
+            nonlocal again
+            if time.monotonic() >= again:  # the others do not vote twice in a short time
+                again = time.monotonic() + 2 * self.timeout
+                with suppress(Exception):  # it is one
+                    self.ask(replica, "CLUSTER", "FAILOVER")
+            return all(replica.port in self._primaries(node) for node in self.alive)
+
+        _until(promoted, "the replica became no primary")
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Until the nodes that run agree on who has what, every slot is somebody's, and every replica has what its primary has."""
+        for node in self.alive:
+            _until(lambda node=node: self._is_ready(node), "the cluster did not get ready")  # type: ignore[misc]
+        ports = {node.port for node in self.alive}
+        _until(lambda: all(self._listed(node) == ports for node in self.alive), "a replica is missing")
+        _until(lambda: len({self._primaries(node) for node in self.alive}) == 1, "the nodes do not agree")
+
+    def _primaries(self, node: Server) -> frozenset[int]:
+        """Ports of those that have slots, as a node has it."""
+        return frozenset(int(row[2][1]) for row in self.ask(node, "CLUSTER", "SLOTS"))
+
+    def _listed(self, node: Server) -> set[int]:
+        """Ports of those and of their replicas. One that has not got everything yet is not listed."""
+        return {int(member[1]) for row in self.ask(node, "CLUSTER", "SLOTS") for member in row[2:]}
+
+    def _is_ready(self, node: Server) -> bool:
+        with suppress(Exception):  # it may be loading its data
+            whole = b"cluster_state:ok" in self.ask(node, "CLUSTER", "INFO")
+            known = [line.split() for line in self.ask(node, "CLUSTER", "NODES").splitlines()]
+            fine = sum(
+                words[7] == b"connected" and not {b"fail", b"fail?"} & {*words[2].split(b",")} for words in known
+            )
+            info = self.ask(node, "INFO")
+            attached = info.get("master_link_status", "up") == "up"
+            # what was written meanwhile is in no log that a restart reads
+            logged = not info["aof_rewrite_in_progress"] and not info["aof_rewrite_scheduled"]
+            return whole and attached and logged and len(known) == len(self.nodes) and fine == len(self.alive)
+        return False
+
+
+def _until(done: Callable[[], bool], trouble: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            raise RuntimeError(trouble)
+        time.sleep(0.05)
+
+
+@contextmanager
+def redis_cluster(
+    directory: Path, settings: Mapping[str, str | list[str]] | None = None, *, timeout: float = 1.2
+) -> Iterator[Cluster]:
+    """A running cluster, ready, all of whose nodes are stopped at the end. Arguments as for ``redis_server`` and ``Cluster``.
+
+    Needs Redis 7 or Valkey, and redis-py.
+    """
+    common = {
+        "cluster-enabled": "yes",
+        "cluster-node-timeout": str(int(1000 * timeout)),
+        "cluster-replica-validity-factor": "10",
+        "repl-diskless-sync-delay": "0",
+        **(settings or {}),
+    }
+    with ExitStack() as stack:
+        buses = [free_port() for _ in range(6)]
+        nodes = [
+            stack.enter_context(redis_server(directory / str(at), {**common, "cluster-port": str(bus)}))
+            for at, bus in enumerate(buses)
+        ]
+        cluster = Cluster(nodes, timeout)
+        for at, (node, bus) in enumerate(zip(nodes, buses, strict=True)):
+            cluster.ask(node, "CLUSTER", "SET-CONFIG-EPOCH", at + 1)
+            if at < 3:
+                cluster.ask(node, "CLUSTER", "ADDSLOTSRANGE", at * 16384 // 3, (at + 1) * 16384 // 3 - 1)
+            if at:
+                cluster.ask(nodes[0], "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        names = [cluster.identity(node) for node in nodes]
+        for primary, replica in zip(names[:3], nodes[3:], strict=True):
+            _until(
+                lambda p=primary, r=replica: p.encode() in cluster.ask(r, "CLUSTER", "NODES"),  # type: ignore[misc]
+                "the nodes did not meet",
+            )
+            cluster.ask(replica, "CLUSTER", "REPLICATE", primary)
+        cluster.wait_ready()
+        yield cluster

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from oram.errors import CapacityError, MissingKeyError
+from oram.params import Table
 from oram.store import ObliviousStore
-from oram.testing.randomness import Coins, Question, dealt, listen, pinned, script
+from oram.testing.randomness import Coins, Question, dealt, listen, pinned, revealing, script
 from oram.testing.simulators import Commit, Dealt, Simulator, shown, simulator
 from oram.trace import Event, TraceBackend
 
@@ -70,20 +71,21 @@ def own_trace(trace: TraceBackend) -> Iterator[list[Event]]:
 
 def observe(make: Make, work: Work, seed: int, look: Look = own_trace) -> View:
     """The view of a workload when its requests look up the leaves of ``seed``. ``make`` gives a new store, and its trace; ``look`` at what the server saw."""
-    with pinned(Coins(seed)):
+    homes: dict[tuple[Table, int], int] = {}
+    with pinned(Coins(seed)), revealing((), homes):
         store, trace = make()
         info = store.info()
         asked = listen(store._engine)
         work(store)
         rows = [dealt(store._engine, batch) for batch in asked]
         store.close()
-    levels = int(info.get("L", 1))
+    levels = 31 if info["scheme"] == "cuckoo" else int(info.get("L", 1))
     leaf = random.Random(f"leaves {seed}")
     leaves = [
         Dealt.of((leaf.getrandbits(levels) for _ in row), len(batch)) for row, batch in zip(rows, asked, strict=True)
     ]
     flat = [each for batch in leaves for each in batch]
-    with pinned(Coins(seed, script(rows, flat, levels, seed))) as coins:
+    with pinned(Coins(seed, script(rows, flat, levels, seed))) as coins, revealing(flat, homes):
         store, trace = make()
         coins.extra = simulator(info).seed
         again = listen(store._engine)

@@ -10,12 +10,15 @@ import os
 import re
 import socket
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
+import redis as redis_py
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,7 +28,7 @@ from oram.backends import RedisBackend, RedisOptions, RegionShape, SlotRead, Slo
 from oram.backends.redis import _pack
 from oram.errors import BackendAccessError, BackendError, BackendUnavailableError
 from oram.testing.proxy import Proxy
-from oram.testing.servers import Server, redis_server, server_binary
+from oram.testing.servers import Server, free_port, redis_server, server_binary
 
 #: Flushing at each write would take most of the time of these tests, and none of them cuts the power.
 pytestmark = pytest.mark.filterwarnings("ignore:appendfsync:oram.errors.BackendWarning")
@@ -110,7 +113,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @contextlib.contextmanager
 def tls_server(
-    directory: Path, authority: Authority, *hosts: x509.GeneralName, clients: str = "no"
+    directory: Path,
+    authority: Authority,
+    *hosts: x509.GeneralName,
+    clients: str = "no",
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
     binary = server_binary(tls=True)
     if binary is None:
@@ -121,6 +128,7 @@ def tls_server(
         "tls-key-file": key,
         "tls-ca-cert-file": authority.ca,
         "tls-auth-clients": clients,
+        **more,
     }
     with redis_server(directory, binary=binary, tls=settings) as server:
         yield server
@@ -180,6 +188,54 @@ def test_cuts_under_tls(tmp_path: Path, authority: Authority) -> None:
             backend.write("tree", ALL, DATA)
             assert np.array_equal(backend.read("tree", ALL).data, DATA)
         assert proxy.connections > 5
+
+
+@pytest.mark.filterwarnings("ignore::oram.errors.BackendWarning")
+@pytest.mark.parametrize("host", ["localhost", "example.org"])
+def test_another_node_of_a_cluster(tmp_path: Path, authority: Authority, host: str) -> None:
+    """It gets the same credentials, and its certificate has to have the name that the cluster has for it."""
+    ports, buses = [free_port(), free_port()], [free_port(), free_port()]
+    more = [
+        {
+            "port": str(port),
+            "cluster-port": str(bus),
+            "cluster-enabled": "yes",
+            "tls-cluster": "yes",
+            "cluster-preferred-endpoint-type": "hostname",
+            "requirepass": PASSWORD,
+        }
+        for port, bus in zip(ports, buses, strict=True)
+    ]
+    more[1]["cluster-announce-hostname"] = "localhost"
+    with (
+        tls_server(tmp_path / "first", authority, LOOPBACK, more=more[0]) as first,
+        tls_server(tmp_path / "second", authority, x509.DNSName(host), more=more[1]) as second,
+        contextlib.closing(redis_py.Redis(port=ports[0], password=PASSWORD)) as asking,
+        contextlib.closing(redis_py.Redis(port=ports[1], password=PASSWORD)) as client,
+    ):
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
+        client.execute_command("CLUSTER", "MEET", "127.0.0.1", first.port, buses[0])  # type: ignore[no-untyped-call]
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            try:
+                asking.get("key")
+            except redis_py.exceptions.MovedError as moved:
+                if moved.host == "localhost":
+                    break
+            except redis_py.ResponseError:
+                pass
+            time.sleep(0.05)
+        options = RedisOptions(
+            port=first.port, tls=True, ca=authority.ca, retry=0.5, credentials=lambda: ("", PASSWORD)
+        )
+        if host == "localhost":
+            with RedisBackend(options) as backend:
+                use(backend)
+                assert backend._link._at == ("localhost", second.port)
+        else:
+            with pytest.raises(BackendUnavailableError, match="certificate does not hold") as raised:
+                RedisBackend(options)
+            assert PASSWORD not in everything(raised.value)
 
 
 # Users

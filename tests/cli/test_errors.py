@@ -72,7 +72,7 @@ def test_existing_store(oram: Oram, store: Path) -> None:
         (["--scheme", "ring", "-Z", 4, "-A", 4], "with Z=4 the stash is bounded for A of at most 3"),
         (["--scheme", "ring", "--metadata", "both"], 'metadata must be "client" or "server"'),
         (["--scheme", "ring", "--xor"], "this backend cannot XOR slots: give xor=None or False"),
-        (["--scheme", "square", "-Z", 4], "scheme must be one of path, ring, linear"),
+        (["--scheme", "square", "-Z", 4], "scheme must be one of path, ring, cuckoo, linear"),
     ],
 )
 def test_parameters_of_schemes(oram: Oram, key_file: Path, tmp_path: Path, options: list[object], message: str) -> None:

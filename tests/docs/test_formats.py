@@ -155,7 +155,7 @@ class Reader:
 
     def write_back(self) -> dict[tuple[str, int], bytes]:
         """What `w` says is to be written, by region and slot."""
-        plain, at, written = self.open(self.state[b"w" + self.inc_key], b"write-back"), 8, {}
+        plain, at, written = self.open(self.state[b"w" + self.inc_key + bytes(8)], b"write-back"), 8, {}
         assert int.from_bytes(plain[:8], "little") == self.meta["sequence"]
         while at < len(plain):
             name, n, size = struct.unpack_from("<HQQ", plain, at)

@@ -12,7 +12,7 @@ import numpy as np
 
 import oram
 from oram.backends import Backend
-from oram.params import LinearParams, PathParams, RingParams, SchemeParams
+from oram.params import CuckooParams, LinearParams, PathParams, RingParams, SchemeParams
 from oram.store import ObliviousStore
 from oram.testing.faults import FaultBackend, Storage
 from oram.testing.model import check, walk
@@ -48,6 +48,7 @@ SCHEMES: dict[str, tuple[SchemeParams, int]] = {
     "path": (PathParams(page_levels=2), 0),
     "cached": (PathParams(page_levels=1), 1500),
     "stash": (PathParams(Z=1), 0),
+    "cuckoo": (CuckooParams(), 0),
     "linear": (LinearParams(), 0),
     "ring": (RingParams(Z=4, A=3, S=3, xor=False), 480),
     "ring-evicts": (RingParams(Z=3, A=1, S=2), 1800),

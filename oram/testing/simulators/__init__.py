@@ -7,6 +7,8 @@ and independent of the workload (``randomness.script``). It shares no arithmetic
 Ring reveals one thing more: which slots of a bucket are read. The simulator draws them itself, uniformly from those not read since the bucket was
 written; so events are compared up to the names of slots (``canonical``), and that the real ones are drawn like that is for ``statistics.uniform_ranks``.
 
+Cuckoo reveals two slots of each table for each request. They are all drawn in advance here (``randomness.revealing``): so events are compared whole.
+
 Source: the argument of Stefanov et al. (CCS 2013), section 3.6, and of Ren et al. (2015), section 3.6; docs/architecture.md for pages, pieces and the clock.
 """
 
@@ -17,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from oram.testing.simulators.base import Batch, Commit, Simulator
+from oram.testing.simulators.cuckoo import CuckooSimulator
 from oram.testing.simulators.linear import LinearSimulator
 from oram.testing.simulators.path import PathSimulator, page_levels
 from oram.testing.simulators.ring import RingSchedule, RingSimulator, Turn, canonical
@@ -26,6 +29,7 @@ from oram.trace import Event
 __all__ = [
     "Batch",
     "Commit",
+    "CuckooSimulator",
     "Dealt",
     "LinearSimulator",
     "PathSimulator",
@@ -44,6 +48,7 @@ __all__ = [
 ]
 
 SIMULATORS: dict[str, type[Simulator]] = {
+    "cuckoo": CuckooSimulator,
     "linear": LinearSimulator,
     "path": PathSimulator,
     "ring": RingSimulator,

@@ -59,7 +59,7 @@ class Simulator:
         self.events: list[Event] = []
         self.commits: list[Commit] = []
         self.round_trips = 0
-        self._clock: tuple[str, tuple[int, ...], int] = "clock.1", tuple(range(int(info.get("shards", 1)))), CLOCK_SIZE
+        self._ticks: tuple[str, tuple[int, ...], int] = "clock.1", tuple(range(int(info.get("shards", 1)))), CLOCK_SIZE
         self._deferred = remote and not joint
         self._torn = self._deferred or (not joint and not atomic)  # write-backs are journaled
         self._durable = durable
@@ -125,7 +125,7 @@ class Simulator:
         self.round_trips += 1
         if self._exposed and self.logged:  # the journaled copy of what was delivered is about to go
             self._sync()
-        clock: tuple[Seen, ...] = (("write", *self._clock),) if self.logged else ()
+        clock: tuple[Seen, ...] = (("write", *self._ticks),) if self.logged else ()
         writes = (*batch.writes, *clock)
         if self.logged:
             self._commit(self.asked(leaves), batch.record, CHANGE * records, writes)
@@ -180,15 +180,15 @@ class Simulator:
             self._trip(("read", "header", (0,), HEADER_SIZE))
         for region, size in (*self.regions(), ("clock.1", CLOCK_SIZE), ("header", HEADER_SIZE)):
             self._trip(("allocate", region, (), size))
-        self._trip(("read", *self._clock))
-        for write in self._kept:  # whether it had landed or not
-            self._trip(write)
+        self._trip(("read", *self._ticks))
+        if self._kept:  # whether it had landed or not
+            self._trip(*self._kept)
         if self.logged and self.synced and not self.joint:
             self._sync()
         self._generation += 1
         self.commits.append(((b"g" + _be(1, "I") + _be(self._generation, "Q"), 32), self._meta()))
         if self._deferred:
-            self._trip(("write", *self._clock))
+            self._trip(("write", *self._ticks))
 
     # --- what the disk of the client state sees
 
@@ -212,7 +212,7 @@ class Simulator:
         puts[-1] = (puts[-1][0], puts[-1][1] + record + note)
         if self._torn:
             size = sum(18 + len(region) + len(slots) * (8 + each) for _, region, slots, each in writes)
-            puts.append((b"w" + _be(1, "I"), SEALED + 8 + size))
+            puts.append((b"w" + _be(1, "I") + _be(0, "Q"), SEALED + 8 + size))
             self._kept = writes
         self.commits.append((*puts, self._meta()))
 
