@@ -82,7 +82,7 @@ class Engine:
         self._pending: Sequence[SlotWrite] = ()  # the write-back of the last access, where it is deferred
         self._exposed = False  # it was written, and may not have been made durable
         self._reached: int | None = None  # the last access whose write-back the server was given, once that is known
-        self._mending = threading.Lock()
+        self._mending = threading.RLock()  # which one repair in the middle of another takes again
         self.building = False  # a new incarnation, of which the journal says nothing yet
         self._buffer: Callable[[str], Slots] | None = None
         if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:

@@ -178,7 +178,7 @@ class ShardedBackend(XorBackend):
             partial(backend.write_all, part) if part else None
             for backend, part in zip(self.backends, self._writes(writes), strict=True)
         ]
-        self._all(calls if any(calls) else [partial(self.backends[0].write_all, ()), *calls[1:]])
+        self._all(calls if any(calls) else [partial(backend.write_all, ()) for backend in self.backends])
 
     def exchange(self, writes: Sequence[SlotWrite], reads: SlotRead) -> Slots:
         """As the base class says: each backend's part in one round trip, those of all at the same time where parallel."""
@@ -195,8 +195,12 @@ class ShardedBackend(XorBackend):
                 calls.append(partial(backend.exchange, mine, SlotRead(reads.region, indices, groups)))
             else:
                 calls.append(partial(backend.write_all, mine) if mine else None)
-        if not any(calls):  # nothing is asked of anybody, and the first says whether it is closed
-            calls[0] = partial(self.backends[0].read, reads.region, reads.indices)
+        if not any(calls):  # of nothing too, all are asked alike
+            there = np.diff(known.starts) > 0
+            calls = [
+                partial(backend.read, reads.region, indices) if has else None
+                for backend, (_, indices), has in zip(self.backends, parts, there.tolist(), strict=True)
+            ]
         found = self._all(calls)
         size = known.shape.slot_size
         data, present = np.zeros((reads.indices.size, size), np.uint8), np.zeros(reads.indices.size, np.uint8)

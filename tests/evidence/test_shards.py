@@ -11,13 +11,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import oram
 from oram.backends import Backend, MemoryBackend, ShardedBackend
 from oram.engine import Engine
 from oram.errors import ParameterError
-from oram.params import OVERFLOW_BITS, ShardedGeometry, shard_batch
+from oram.params import OVERFLOW_BITS, ShardedGeometry, Table, shard_batch
 from oram.params.sharded import overflows
 from oram.store import ObliviousStore
 from oram.testing.randomness import Coins, looked_up, pinned
@@ -177,14 +178,14 @@ def test_each_server_sees_its_shard_and_no_more() -> None:
         assert len({trace.round_trips for trace in inner}) == 1
 
 
-def _over(inner: list[TraceBackend]) -> ObliviousStore:
+def _over(inner: list[TraceBackend], layout: dict[str, Any] = LAYOUTS["path, cached top"]) -> ObliviousStore:
     class Together(ShardedBackend):
         def state_file(self) -> Any:
             return apart.state_file()
 
     apart = Apart()
     options: dict[str, Any] = {"key": KEY, "capacity": 60, "block_size": 40, "durability": "process"}
-    return oram.create(Together(inner), **options, **LAYOUTS["path, cached top"])
+    return oram.create(Together(inner), **options, **layout)
 
 
 # --- two worlds
@@ -298,3 +299,29 @@ def test_random_batches_against_a_dict() -> None:
                 engine.access(requests)
                 found.append([requests.out[i].tobytes() for i in range(m) if rows[i][0] != 3])
             assert found[0] == found[1]
+
+
+def test_each_shard_of_cuckoo_has_a_hash_key_of_its_own() -> None:
+    """With one for all, the same address in two shards would be looked for at the same places of both."""
+    store, _ = maker({"scheme": "cuckoo", "shards": 3, "capacity": 60})()
+    keyring = store._engine.journal.keyring
+    kernels = [tree._kernel for tree in store._engine.scheme.trees]  # type: ignore[attr-defined]
+    assert len({keyring.hash_key(j) for j in range(3)} | {keyring.hash_key()}) == 3
+    table = Table(kernels[0]._geometry.L, 0)
+    found = {np.asarray(kernel.pairs(table, np.arange(20, dtype=np.uint32))).tobytes() for kernel in kernels}
+    assert len(found) == 3
+
+
+def test_shards_of_cuckoo_get_the_same_number_of_probes_each() -> None:
+    """Wherever the addresses are: two slots of each table for each of B(R, k) requests, and the same number of slots written."""
+    inner = [TraceBackend(MemoryBackend()) for _ in range(2)]
+    store = _over(inner, {"scheme": "cuckoo", "shards": 2, "keyed": False})
+    for trace in inner:
+        trace.clear()
+    for some in (_of_shard(store, 0, 9), _of_shard(store, 1, 9), _of_shard(store, None, 9), [3] * 9):
+        store.blocks.write_many(some, [b"x"] * 9)
+        store.blocks.read(some[0])
+    counts = [[(event.op, event.region, len(event.indices)) for event in trace.events] for trace in inner]
+    assert counts[0] == counts[1]
+    half = len(counts[0]) // 4
+    assert sum(n for op, _, n in counts[0][:half] if op == "read") > 0

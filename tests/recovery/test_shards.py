@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from oram.backends import Backend, MemoryBackend, ShardedBackend
 from oram.backends.memory import MemoryStateFile
 from oram.errors import IntegrityError, OramError, RollbackError, StaleStateError
 from oram.testing.faults import Faults, Storage, crash
+from oram.testing.remote import ReplicatedBackend
 from oram.trace import TraceBackend
 
 from .lives import KEY, SCHEMES, SHARDED, blocks, content, keyed, open_store
@@ -23,6 +25,7 @@ PAIRS = [
     ("last shard first", "linear"),
     ("remote shards", "ring-server"),
     ("remote shards, last first", "ring"),
+    ("remote shards", "cuckoo"),
     ("torn shards", "path"),
     ("shards in one", "ring"),  # ATOMIC: recovery does the access again
 ]
@@ -126,7 +129,7 @@ def filled(scheme: str = "path", k: int = 3) -> tuple[Site, dict[bytes, bytes]]:
     return site, model
 
 
-@pytest.mark.parametrize("scheme", ["path", "ring-server", "linear"])
+@pytest.mark.parametrize("scheme", ["path", "ring-server", "cuckoo", "linear"])
 @pytest.mark.parametrize("j", [0, 1, 2])
 def test_one_shard_rolled_back(scheme: str, j: int) -> None:
     """By two accesses and more it is refused; by one, the journaled write-back makes it whole again."""
@@ -275,3 +278,130 @@ def test_recovery_reads_the_very_same_slots_of_every_shard() -> None:
         crash(backend.faults, at, lambda backend=backend: open_store(backend))  # type: ignore[misc]
     _, trace, _ = traced(crashed)
     assert reads(trace) in ([first], [])  # done, by one of these lives
+
+
+# --- failovers, of one shard or of several
+
+
+class Servers:
+    """A store over servers that each have a replica which lags, and what it must hold."""
+
+    def __init__(self, layout: str, state: Path, *, parallel: bool) -> None:
+        self.servers, self.state = [ReplicatedBackend(MemoryBackend()) for _ in range(2)], state
+        self.backend, self.model = ShardedBackend(self.servers, parallel=parallel), dict[bytes, bytes]()
+        scheme = SCHEMES[layout][0]
+        self.store = oram.create(
+            self.backend, key=KEY, capacity=30, block_size=40, scheme=scheme, tree_top=0, state=state,
+            durability="process",
+        )  # fmt: skip
+        self.work(0, 6)
+        self.backend.replicate()
+        for server in self.servers:
+            server.lagging = True
+        self.work(20, 4)
+
+    def work(self, first: int, n: int) -> None:
+        for i in range(first, first + n):
+            some = {b"%d" % (j % 12): b"%d" % i for j in (i, i + 5)}
+            self.store.put_many(some)
+            self.model |= some
+            assert self.store.get(b"%d" % ((i + 3) % 12)) == self.model.get(b"%d" % ((i + 3) % 12))
+
+    def check(self) -> None:
+        assert content(self.store) == self.model
+        self.store.close()
+        with self.open() as store:
+            assert content(store) == self.model
+
+    def open(self) -> oram.ObliviousStore:
+        self.store = oram.open(self.backend, key=KEY, state=self.state, durability="process")
+        return self.store
+
+    def abandon(self) -> None:
+        self.store._engine.retire()
+        self.store._site.release()
+
+
+@pytest.mark.parametrize("parallel", [True, False], ids=["at once", "one by one"])
+@pytest.mark.parametrize("layout", ["path", "ring-server"])
+def test_a_failover_of_one_shard_is_repaired(layout: str, parallel: bool, tmp_path: Path) -> None:
+    """At every call of the next access, before it and after it took effect: that shard is given what it lacks, and the other one nothing."""
+    for number, (late, at, lost) in enumerate(
+        (late, at, lost) for late in (0, 1) for at in (0, 1, 2) for lost in (0, 1, 5)
+    ):
+        life = Servers(layout, tmp_path / str(number), parallel=parallel)
+        life.servers[number % 2].fail_over(lost, at=at, late=bool(late))
+        life.work(40, 3)
+        life.check()
+
+
+@pytest.mark.parametrize("parallel", [True, False], ids=["at once", "one by one"])
+def test_failovers_of_both_shards(parallel: bool, tmp_path: Path) -> None:
+    """Of different numbers of writes, at the same time and one in the middle of the other's repair."""
+    for number, (first, second) in enumerate([(1, 6), (6, 1), (4, 4), (7, 0)]):
+        life = Servers("path", tmp_path / str(number), parallel=parallel)
+        for at in (0, 2):
+            life.servers[0].fail_over(first, at=at)
+            life.servers[1].fail_over(second, at=at, late=bool(number % 2))
+        life.work(40, 3)
+        life.check()
+
+
+@pytest.mark.parametrize("layout", ["path", "ring-server"])
+def test_a_failover_of_one_shard_is_repaired_by_the_next_process(layout: str, tmp_path: Path) -> None:
+    for number, (lost, other, again) in enumerate([(0, 5, 1), (3, 0, None), (1, 7, 2), (7, 2, 4), (8, 8, None)]):
+        life = Servers(layout, tmp_path / str(number), parallel=False)
+        life.abandon()
+        life.servers[0].fail_over(lost)
+        life.servers[1].fail_over(other)
+        if again is not None:
+            life.servers[number % 2].fail_over(3, at=again + 1)
+        life.open()
+        life.work(40, 2)
+        life.check()
+
+
+@pytest.mark.parametrize("parallel", [True, False], ids=["at once", "one by one"])
+def test_what_the_journal_has_not_kept_of_one_shard_is_a_rollback(parallel: bool, tmp_path: Path) -> None:
+    life = Servers("path", tmp_path / "s", parallel=parallel)
+    stale = [list(undo) for undo in life.servers[1]._undo]
+    for server in life.servers:
+        server.lagging = False
+    life.backend.replicate()  # so say the servers
+    life.work(30, 1)
+    life.servers[1]._undo[:0] = stale
+    life.servers[1].fail_over(len(life.servers[1]._undo))
+    with pytest.raises(RollbackError):
+        life.work(40, 1)
+
+
+def test_only_the_shard_that_failed_over_is_asked_and_written(tmp_path: Path) -> None:
+    traces = [TraceBackend(ReplicatedBackend(MemoryBackend())) for _ in range(2)]
+    store = oram.create(
+        ShardedBackend(traces), key=KEY, capacity=30, block_size=40, scheme="linear", state=tmp_path / "s",
+        durability="process",
+    )  # fmt: skip
+    store[b"1"] = b"x"
+    for trace in traces:
+        trace.replicate()
+    replicas = [trace.inner for trace in traces]
+    replicas[1].lagging = True  # type: ignore[attr-defined]
+    for i in range(4):
+        store[b"2"] = b"%d" % i
+    for trace in traces:
+        trace.clear()
+    replicas[1].fail_over(3)  # type: ignore[attr-defined]
+    assert store[b"2"] == b"3"
+    assert [[event.op for event in trace.events if event.region == "clock.1"] for trace in traces] == [
+        ["write"],
+        ["write", "read", "write", "write", "write"],  # what it was asked; its clock, and the three that it lost
+    ]
+
+
+def test_a_backend_of_several_parts_is_for_as_many_shards(tmp_path: Path) -> None:
+    for shards in (1, 3):
+        with pytest.raises(oram.errors.ParameterError):
+            oram.create(
+                ShardedBackend([MemoryBackend(), MemoryBackend()]), key=KEY, capacity=30, block_size=40, shards=shards,
+                state=tmp_path / "s",
+            )  # fmt: skip

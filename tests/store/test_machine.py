@@ -76,6 +76,8 @@ CONFIGS: dict[str, Config] = {
     "shards of ring, reference": Config(RING, kernels="reference", place="sharded", capacity=3, shards=3),
     "shards of ring, remote": Config(RING, place={**REMOTE, "shards": 3}, blocks_per_value=2, block_size=20, shards=3),
     "shards of ring, metadata there": Config(SERVER, place={**REMOTE, "lossy": True, "shards": 2}, shards=2),
+    "shards of cuckoo": Config(CuckooParams(), place="sharded", shards=2),
+    "shards of cuckoo, none": Config(CuckooParams(), durability="none", shards=3),
     "shards of linear": Config(LinearParams(), place="sharded", shards=2),
     "shards, LMDB": Config(PathParams(page_levels=2), place="lmdb", durability="process", shards=4),
     "blocks, shards": Config(BUSY, keyed=False, place={**REMOTE, "shards": 2}, shards=2),
