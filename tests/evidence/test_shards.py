@@ -312,8 +312,8 @@ def test_each_shard_of_cuckoo_has_a_hash_key_of_its_own() -> None:
     assert len(found) == 3
 
 
-def test_shards_of_cuckoo_get_the_same_number_of_probes_each() -> None:
-    """Wherever the addresses are, in both of two worlds: as many slots read and written of both, at the same times."""
+def test_shards_of_cuckoo_are_all_used_alike() -> None:
+    """Wherever the addresses are: reads and writes of both shards at the same times, and as many slots written."""
     seen = []
     for shard in (0, 1, None, -1):
         inner = [TraceBackend(MemoryBackend()) for _ in range(2)]
@@ -324,6 +324,8 @@ def test_shards_of_cuckoo_get_the_same_number_of_probes_each() -> None:
         for i in range(12):
             store.blocks.write_many(some, [b"x"] * 9)
             store.blocks.read(some[i % 9])
-        seen += [[(event.op, event.region, len(event.indices)) for event in trace.events] for trace in inner]
-    assert all(one == seen[0] for one in seen)
-    assert sum(n for op, _, n in seen[0] if op == "read") > 100
+        for trace in inner:
+            written = [(event.region, len(event.indices)) for event in trace.events if event.op == "write"]
+            seen.append(([event.op for event in trace.events], written))
+            assert sum(len(event.indices) for event in trace.events if event.op == "read") > 100
+    assert all(one == seen[0] for one in seen)  # the slots read are a union, whose size chance decides
