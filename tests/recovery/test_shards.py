@@ -175,9 +175,9 @@ def test_one_shard_emptied() -> None:
     for j in range(3):
         site, _ = filled()
         site.backends[j] = MemoryBackend()
-        with pytest.raises((RollbackError, OramError)) as raised:
-            site.open()
-        assert isinstance(raised.value, RollbackError | oram.errors.StoreNotFoundError)
+        for _ in range(2):  # the first attempt has declared regions there
+            with pytest.raises(RollbackError):
+                site.open()
 
 
 def test_shards_that_changed_places() -> None:
@@ -188,6 +188,24 @@ def test_shards_that_changed_places() -> None:
             site.open(wrong)
     with site.open() as store:
         assert content(store) == model
+
+
+@pytest.mark.parametrize("scheme", ["path", "ring", "ring-server", "cuckoo", "linear"])
+def test_slots_of_one_shard_do_not_pass_for_those_of_another(scheme: str) -> None:
+    """They are sealed under the same key, and for the same slot numbers: the references tell."""
+    site, _ = filled(scheme, 2)
+    store = site.open()
+    a, b = site.backends
+    for region, shape in a.regions().items():
+        if region.startswith(("slots", "meta")):
+            every = np.arange(shape.slots)
+            mine, theirs = a.read(region, every), b.read(region, every)
+            for there, slots in ((a, theirs), (b, mine)):
+                rows = np.flatnonzero(slots.present)
+                there.write(region, rows, slots.data[rows])
+    with pytest.raises(IntegrityError):
+        for i in range(12):
+            store.get(b"%d" % i)
 
 
 def test_a_shard_of_another_store() -> None:
