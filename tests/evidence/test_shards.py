@@ -121,7 +121,7 @@ def test_numbers_of_shards_that_make_no_sense(shards: Any) -> None:
 # --- the simulator
 
 
-@pytest.mark.parametrize("mode", ["process", "sync", "none"])
+@pytest.mark.parametrize("mode", ["sync", "none"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_accesses(layout: str, mode: str) -> None:
     view = observe(maker({**LAYOUTS[layout], "durability": mode}), mixed(1, 20), seed=2)
@@ -131,6 +131,7 @@ def test_accesses(layout: str, mode: str) -> None:
     assert view.one_draw_a_request
 
 
+@pytest.mark.one_kernel
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("layout", ["path, cached top", "ring", "ring, metadata there"])
 def test_places(layout: str, place: str) -> None:
@@ -203,7 +204,7 @@ def _of_shard(store: ObliviousStore, shard: int | None, n: int) -> list[int]:
 
 def _skewed(shard: int | None) -> Work:
     def work(store: ObliviousStore) -> None:
-        for i in range(20):
+        for i in range(8):
             some = _of_shard(store, shard, 9)
             store.blocks.write_many(some, [b"%d" % i] * 9)
             assert bytes(store.blocks.read_many(some[:4])[3][:2]).rstrip(b"\0") == b"%d" % i
@@ -214,7 +215,7 @@ def _skewed(shard: int | None) -> Work:
 
 def _repeated(store: ObliviousStore) -> None:
     """The same block over and over in each batch."""
-    for i in range(20):
+    for i in range(8):
         store.blocks.write_many([3] * 9, [b"%d" % (i + j) for j in range(9)])
         assert bytes(store.blocks.read_many([3] * 4)[0][:2]).rstrip(b"\0") == b"%d" % (i + 8)
         store.blocks.read(3)
@@ -237,7 +238,8 @@ def paths(tmp_path: Path) -> Iterator[Path]:
     return (tmp_path / str(i) for i in count())
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: str(pair.name))
+@pytest.mark.one_kernel
+@pytest.mark.parametrize("pair", PAIRS[::2], ids=lambda pair: str(pair.name))
 def test_worlds(pair: Pair, paths: Iterator[Path]) -> None:
     def make() -> tuple[ObliviousStore, TraceBackend]:
         trace = TraceBackend(RemoteBackend(MemoryBackend()))
