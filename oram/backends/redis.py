@@ -265,8 +265,8 @@ class RedisBackend(XorBackend):
 
     **What the capabilities mean here.** ATOMIC: a ``write_all`` is one transaction, and one record of the server's log. DURABLE: as far as the
     server is told to be. With ``appendonly yes`` and ``appendfsync always`` a write is on its disk before the answer. With anything less, a loss of power takes
-    acknowledged writes back, and ``sync`` cannot help it; BackendWarning at construction tells, where the server may be asked. A failover to a replica can
-    lose writes in any case. What was lost is noticed by the store (RollbackError, IntegrityError), not repaired.
+    acknowledged writes back, and ``sync`` cannot help it; BackendWarning at construction tells, where the server may be asked. A failover can
+    take writes back in any case: ``at_risk`` counts those that too few replicas are known to have, and a store writes them again (``on_reconnect``).
 
     **Ownership** is a lease that is renewed by use, and in the background while the store is idle. It expires ``lease`` seconds after its client
     died; then another can take it. A client that lost it to another gets FencedError, and has written nothing since. One whose lease ran out
