@@ -25,6 +25,7 @@ __all__ = [
     "ParameterError",
     "PoisonedError",
     "RollbackError",
+    "ShardOverflowError",
     "StaleStateError",
     "StateMissingError",
     "StoreClosedError",
@@ -74,6 +75,10 @@ class MissingKeyError(OramError, KeyError):
 
 class CapacityError(OramError):
     """The store is full, or a load would not fit. Raised after the access, or after a load that costs the same; nothing was stored."""
+
+
+class ShardOverflowError(OramError):
+    """Too many of a batch's addresses are in one shard, which happens with a probability of 2^-80 at most. Raised before anything happens."""
 
 
 class BackendError(OramError):

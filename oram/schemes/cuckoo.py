@@ -31,6 +31,8 @@ class CuckooORAM:
     Leaks: m, and two uniform slots of each table for each request, independent of the requests.
     """
 
+    shards = 1
+
     def __init__(self, geometry: CuckooGeometry, region: str, kernels: KernelSet, keys: Keys, hash_key: bytes) -> None:
         self.geometry, self.region = geometry, region
         self.capacity, self.block_size, self.max_batch = geometry.N, geometry.B, geometry.max_batch
@@ -107,6 +109,9 @@ class CuckooORAM:
         """The index, the clock, the log, and the top buffers."""
         state = self._kernel.state
         return [state.code, state.clock, state.log_addr, state.log_code, state.page_addr, state.page_data]
+
+    def grow(self, rows: int) -> None:
+        """Nothing grows."""
 
     def replay(self, records: Iterable[bytes]) -> None:
         """Each record says absolute things, so the last word stands."""

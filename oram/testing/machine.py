@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import oram
 from oram import record
-from oram.backends import LMDBBackend
+from oram.backends import LMDBBackend, MemoryBackend, ShardedBackend
 from oram.errors import (
     BackendFullError,
     CapacityError,
@@ -46,7 +46,8 @@ _TOO_LARGE = "too large"
 class Config:
     """One kind of store.
 
-    scheme: its params; tree_top: bytes. place: arguments of ``Storage``, or "lmdb". kernels: "native" or "reference".
+    scheme: its params; tree_top: bytes. place: arguments of ``Storage``, "lmdb", or "sharded": several backends as one.
+    shards: of the store. kernels: "native" or "reference".
     """
 
     scheme: SchemeParams = field(default_factory=PathParams)
@@ -59,6 +60,7 @@ class Config:
     keyed: bool = True
     capacity: int = 5
     block_size: int = 32
+    shards: int = 1
 
 
 _keys = st.sampled_from([b"", b"a", b"b", b"c", b"dd", b"ee", b"\0", b"long key"])
@@ -194,7 +196,10 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def create(self) -> None:
         place = self.config.place
-        if isinstance(place, str):
+        if place == "sharded":
+            several = ShardedBackend([MemoryBackend() for _ in range(self.config.shards)])
+            self.storage = Storage(slots=several, apart=True, shards=self.config.shards)
+        elif isinstance(place, str):
             self.directory = tempfile.TemporaryDirectory()
             self.storage = Storage(slots=LMDBBackend(self.directory.name, sync=False))
         else:
@@ -212,7 +217,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.store = oram.create(
                 self.backend, key=self.key, capacity=c.capacity, block_size=c.block_size, scheme=c.scheme,
                 blocks_per_value=c.blocks_per_value, keyed=c.keyed, cipher=c.cipher, tree_top=c.tree_top,
-                durability=c.durability,
+                durability=c.durability, shards=c.shards,
             )  # fmt: skip
 
     @contextmanager

@@ -25,7 +25,8 @@ from oram.keys import Keyring
 from oram.params import Table
 from oram.schemes.path import PathORAM
 from oram.schemes.ring import RingORAM
-from oram.testing.simulators import page_levels
+from oram.schemes.sharded import ShardedORAM
+from oram.testing.simulators import Dealt, each_gets, page_levels
 from oram.testing.simulators.cuckoo import pair
 from oram.trace import Event
 
@@ -34,6 +35,7 @@ __all__ = [
     "Question",
     "Script",
     "count_draws",
+    "dealt",
     "leaves_of",
     "listen",
     "looked_up",
@@ -76,6 +78,10 @@ class Coins:
         self._drawn += words.size
         return words.tobytes() + self._random.randbytes(size - words.nbytes)
 
+    def placement(self, size: int) -> bytes:
+        """What a new store gets for the order of its addresses, where it has several shards."""
+        return random.Random(f"placement {self.seed}").randbytes(size)
+
     def positions(self, size: int) -> bytes:
         """What a new store gets for its positions; the same at every call, as recovery needs it."""
         words = np.frombuffer(random.Random(f"positions {self.seed}").randbytes(size), "<u4").copy()
@@ -100,6 +106,7 @@ def pinned(coins: Coins) -> Iterator[Coins]:
     with (
         mock.patch.object(engine_module, "os", _System(coins)),
         mock.patch.object(Keyring, "initial_positions", lambda _, size: coins.positions(size)),
+        mock.patch.object(Keyring, "placement", lambda _, size: coins.placement(size)),
     ):
         yield coins
 
@@ -123,31 +130,53 @@ def count_draws(asked: Sequence[Sequence[Question]], sizes: Sequence[int], extra
     return list(sizes) == [WORD * len(batch) + extra for batch in asked]
 
 
-def looked_up(engine: Engine) -> list[list[int]]:
+def dealt(engine: Engine, batch: Sequence[Question]) -> list[Question]:
+    """What a batch asks of the tree; of the trees of several shards, one after the other: each the distinct addresses that it has, then dummies.
+
+    These are named by their places, as initial positions are, and in this order.
+    """
+    scheme = engine.scheme
+    if not isinstance(scheme, ShardedORAM):
+        return list(batch)
+    place, n, k = scheme._place, scheme.geometry.tree.N, scheme.shards
+    each = each_gets(len(batch), {"shards": k, "blocks": k * n})
+    wanted = {int(place[address]) for op, address in batch if op != Op.DUMMY}
+    rows: list[Question] = []
+    for j in range(k):
+        own = [(int(Op.READ), at) for at in sorted(wanted) if at // n == j]
+        rows += own + [(int(Op.DUMMY), 0)] * (each - len(own))
+    return rows
+
+
+def looked_up(engine: Engine) -> list[Sequence[int]]:
     """The leaves that each access of this engine looks up from now on, by the rule alone: where a block's last draw put it, else a fresh one.
 
     An access that fails in the middle is one of them.
     """
-    scheme = cast(PathORAM | RingORAM, engine.scheme)  # Cuckoo's are chosen in advance
-    position, leaves = scheme.state.position.tolist(), 1 << scheme.geometry.L
-    found: list[list[int]] = []
+    # Cuckoo's are chosen in advance
+    trees = engine.scheme.trees if isinstance(engine.scheme, ShardedORAM) else [engine.scheme]
+    states = [cast(PathORAM | RingORAM, tree).state for tree in trees]
+    position = [leaf for state in states for leaf in state.position.tolist()]
+    leaves = 1 << cast(PathORAM | RingORAM, trees[0]).geometry.L
+    found: list[Sequence[int]] = []
     inner = engine.access
 
     def access(requests: Requests, note: bytes = b"") -> None:
         try:
             inner(requests, note)
         finally:
-            found.append([])
-            m, seen = requests.m, set[int]()
-            for op, address, draw in zip(
-                requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True
-            ):
+            m, seen, now = requests.m, set[int](), list[int]()
+            batch = list(zip(requests.ops[:m].tolist(), requests.addresses[:m].tolist(), strict=True))
+            rows = dealt(engine, batch)
+            draws = requests.draws[:m] if len(trees) == 1 else requests.seed[: WORD * len(rows)].view("<u4")
+            for (op, address), draw in zip(rows, draws.tolist(), strict=True):
                 if op == Op.DUMMY or address in seen:
-                    found[-1].append(draw % leaves)
+                    now.append(draw % leaves)
                 else:
                     seen.add(address)
-                    found[-1].append(position[address] % leaves)
+                    now.append(position[address] % leaves)
                     position[address] = draw
+            found.append(now if len(trees) == 1 else Dealt.of(now, m))
 
     engine.access = access  # type: ignore[method-assign]
     return found

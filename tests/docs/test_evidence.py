@@ -17,6 +17,7 @@ PAGE = (ROOT / "docs" / "evidence.md").read_text()
     [
         ("control", "test_controls.py", r"Control\(", 21),
         ("control of Ring", "test_ring.py", r"Control\(", 21),
+        ("control of shards", "test_shards.py", r"Control\(", 10),
         ("control of Cuckoo", "test_cuckoo_controls.py", r"[A-Z]\w+,", 5),
     ],
 )

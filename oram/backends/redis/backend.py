@@ -133,7 +133,7 @@ class RedisBackend(XorBackend):
         self._fence = 0  # how often the lease had been taken when we took it
         self._replicas = 0  # that must have a write before it is safe
         self._at_risk = 0  # transactions since the replicas were last known to have all of them
-        self._verify: Callable[[], None] | None = None  # to be called on each new connection
+        self._verify: Callable[[int], None] | None = None  # to be called on each new connection
         self._verified = True  # it was
         self._armed = False  # the server watches the lease for us, and we saw that it is as `_token` says
         self._fenced = False
@@ -369,7 +369,7 @@ class RedisBackend(XorBackend):
         if self._at_risk:
             self._call(self._await)
 
-    def on_reconnect(self, check: Callable[[], None]) -> None:
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
         self._verify = check
 
     # Ownership
@@ -629,7 +629,7 @@ class RedisBackend(XorBackend):
             self._verified = True  # first: it calls this backend
             try:
                 if self._verify is not None:
-                    self._verify()
+                    self._verify(0)
             except BaseException:
                 self._verified = False
                 raise
