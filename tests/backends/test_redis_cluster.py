@@ -22,7 +22,7 @@ from redis._parsers import BaseParser
 
 import oram
 from oram.backends import Backend, RedisBackend, RedisOptions, RegionShape, SlotRead, SlotWrite, open_url
-from oram.backends import redis as redis_backend
+from oram.backends.redis import wire
 from oram.errors import (
     BackendAccessError,
     BackendError,
@@ -131,7 +131,7 @@ def check(cluster: Cluster, name: str, data: U8) -> None:
 
 def replicated(backend: RedisBackend) -> None:
     """Until a replica has all that this backend wrote."""
-    assert backend._call(lambda: backend._ask([redis_backend._pack(b"WAIT", b"1", b"5000")])) == [1]
+    assert backend._call(lambda: backend._ask([wire.pack(b"WAIT", b"1", b"5000")])) == [1]
 
 
 def reply(text: str) -> Exception:
@@ -520,7 +520,7 @@ def test_a_move_as_a_whole(cluster: Cluster, name: str) -> None:
 
 def test_a_drop_goes_along(cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots of a dropped region are found where the store has gone meanwhile."""
-    monkeypatch.setattr(redis_backend, "_SWEEP", 8)
+    monkeypatch.setattr("oram.backends.redis.backend._SWEEP", 8)
     with RedisBackend(cluster.nodes[0].url(name, query=PATIENT)) as backend:
         backend.acquire()
         backend.allocate("big", RegionShape(1 << 20, 8))
@@ -763,7 +763,7 @@ def test_nodes_that_make_no_sense(cluster: Cluster, name: str, monkeypatch: pyte
 
             def spoilt(commands: list[bytes], junk: Any = junk) -> list[Any]:
                 replies = trip(commands)
-                return [junk] if commands == [redis_backend._CLUSTER_SLOTS] else replies
+                return [junk] if commands == [wire.CLUSTER_SLOTS] else replies
 
             monkeypatch.setattr(backend._link, "trip", spoilt)
             backend._link.drop()

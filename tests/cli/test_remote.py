@@ -16,6 +16,7 @@ import pytest
 import redis
 
 import oram as library
+from oram.backends import RedisBackend
 from oram.cli import guest
 from oram.errors import BackendFullError
 from oram.testing.proxy import Proxy
@@ -116,13 +117,13 @@ def test_the_demo(
     oram: Oram, server: Server, keys: Callable[[str], set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there: dict[str, int] = {}
-    erase = guest.GuestBackend.erase
+    erase = RedisBackend.erase
 
-    def counted(self: guest.GuestBackend) -> None:
+    def counted(self: RedisBackend) -> None:
         there[self.options.name] = len(keys(self.options.name))
         erase(self)
 
-    monkeypatch.setattr(guest.GuestBackend, "erase", counted)
+    monkeypatch.setattr(RedisBackend, "erase", counted)
     done = oram("demo", server.url("guest"), "--fast", "--accesses", 100, "--output", "page.html")
     assert (done.code, done.err) == (0, "")
     assert "All three stores are on the server" in " ".join(done.text.split())
@@ -326,7 +327,7 @@ def test_doctor_of_a_safe_server(oram: Oram, place: str) -> None:
 
 def test_without_the_extra(oram: Oram, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"redis extra      installed: redis {redis.__version__}, hiredis " in oram("doctor").text
-    monkeypatch.setattr("oram.backends.redis._missing", "No module named 'redis'")
+    monkeypatch.setattr("oram.backends.redis.backend.missing", "No module named 'redis'")
     done = oram("create", "redis://localhost", *SMALL, "--key-file", key_file)
     assert done.code == 2
     assert "pip install oram[redis]" in done.err
