@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from oram.kernels.base import Keys, PathState, RingState
 from oram.kernels.native.cipher import NativeKeys, floor
+from oram.kernels.native.cuckoooram import NativeCuckoo
 from oram.kernels.native.linearoram import NativeLinear
 from oram.kernels.native.pathoram import NativePath
 from oram.kernels.native.ringoram import NativeRing
@@ -13,9 +14,10 @@ from oram.kernels.native.tagindex import NativeIndex
 from oram.params import LinearGeometry, PathGeometry, RingGeometry
 from oram.types import U8, U64
 
-__all__ = ["floor", "index", "keys", "linear", "name", "path", "ring"]
+__all__ = ["cuckoo", "floor", "index", "keys", "linear", "name", "path", "ring"]
 
 name = "native"
+cuckoo = NativeCuckoo
 
 
 def keys(cipher: str, key_of: Callable[[int], bytes]) -> Keys:
