@@ -658,13 +658,26 @@ static void open_hand(const oram_cuckoo *p, oram_cuckoo_build *g, table t, int32
     memset(g->fill, 0, s->b * sizeof *g->fill);
 }
 
-/* A slot read: the live copies of members stay in hand. */
+/* The code that an address had when a rebuild began, of which the log has the accesses since: those before `until`. */
+static uint32_t code_then(const oram_cuckoo *p, table t, uint32_t addr, uint64_t until) {
+    const uint32_t code = p->code[addr];
+    if (code == OLD || (code > OLD && flush_of(p, code, until) < t.epoch)) return code;
+    uint64_t at = t.epoch * p->c % p->log_size;
+    for (uint64_t k = t.epoch * p->c; k < until; k++, at = at + 1 == p->log_size ? 0 : at + 1)
+        if (p->log_addr[at] == addr) return p->log_code[at];
+    return code;
+}
+
+/* A slot read: the live copies of members stay in hand. Who they are is known before the placement is. */
 static int take(const oram_cuckoo *p, oram_cuckoo_build *g, const run *x, uint32_t addr, const uint8_t *block) {
     if (addr == ORAM_EMPTY) return ORAM_OK;
     if (addr >= p->N) return ORAM_BROKEN;
-    if (x->kind == INPUT) {
+    if (x->kind == INPUT && g->placed) {
         const int64_t e = entry_of(g, addr);
         if (e < 0 || (g->kind[e] & SOURCE) != x->level) return ORAM_OK;
+    } else if (x->kind == INPUT) {
+        const table t = {(uint32_t)(g - p->builds), g->epoch};
+        if (source(p, t, (uint32_t)(t.epoch % CYCLE) + 2, code_then(p, t, addr, *p->clock + 1)) != (int32_t)x->level) return ORAM_OK;
     }
     if (g->held == g->hands) return x->kind == INPUT ? ORAM_STASH_FULL : ORAM_BROKEN;
     g->hand_addr[g->held] = addr;

@@ -119,7 +119,7 @@ class NativeCuckoo:
     def _first_write(self, level: int, built: bool) -> int:
         """The first access of a rebuild that writes: by then it must be placed."""
         g = self._geometry
-        work = g.work(Table(level, 1 << (level if level < g.L else g.L + (not built))), built)
+        work = g.work(Table(level, 1 << level), built)
         low, high = 0, g.duration(level) - 1
         while low < high:
             middle = (low + high) // 2
