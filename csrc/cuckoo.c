@@ -13,6 +13,7 @@
 #define PLACES 16u   /* of the tables of one level, in the numbers that a stash entry has */
 #define FEW 64u      /* hash functions at a time */
 #define BLOCK 2048u  /* index entries at a time, a multiple of 512 */
+#define AHEAD 2u     /* slots of a region fetched before they are opened */
 
 enum { INPUT, EMIT, MIDDLE, OUTPUT, LEFT };
 enum { SOURCE = 15, CLIENT = 15, FIRST = 16, SECOND = 32, OPEN = 64 }; /* what the bits of an entry's kind mean */
@@ -403,6 +404,16 @@ static uint32_t root_of(uint32_t *root, uint32_t v) {
     return v;
 }
 
+/* Begin to bring cells nearer. */
+static void reach(const oram_cuckoo_build *g, uint32_t n, const uint32_t *u, const uint32_t *v) {
+    for (uint32_t i = 0; i < n; i++) {
+        __builtin_prefetch(g->root + u[i]);
+        __builtin_prefetch(g->root + v[i]);
+        __builtin_prefetch(g->full + u[i]);
+        __builtin_prefetch(g->full + v[i]);
+    }
+}
+
 /* The first entries, in order, that leave no component with more entries than cells are placed. */
 static int join(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t quota) {
     uint32_t addr[FEW], u[FEW], v[FEW];
@@ -412,6 +423,7 @@ static int join(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t qu
         const int rc = cells(p, t, n, addr, u, v);
         if (rc != ORAM_OK) return rc;
         quota -= n;
+        reach(g, n, u, v);
         for (uint32_t i = 0; i < n; i++) {
             const uint32_t e = g->entry++, a = root_of(g->root, u[i]), b = root_of(g->root, v[i]);
             g->both[e] = u[i] ^ v[i];
@@ -433,6 +445,7 @@ static int attach(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t 
         const int rc = cells(p, t, n, addr, u, v);
         if (rc != ORAM_OK) return rc;
         quota -= n;
+        reach(g, n, u, v);
         for (uint32_t i = 0; i < n; i++) {
             const uint32_t e = g->entry++;
             if (!(g->kind[e] & OPEN)) continue;
@@ -559,11 +572,16 @@ static int place(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t u
             break;
         case 4: rc = attach(p, g, t, high - low); break;
         case 5: { /* trees, from their leaves, in an order that favours neither low nor high cells to stay empty */
-            uint64_t w = low * s->stride % all; /* all, stride < 2^33, low < 2^32 */
+            const uint64_t stride = s->stride % all;
+            uint64_t w = low * stride % all, soon = (low + 16) * stride % all; /* all <= 2^32 */
             for (uint64_t k = low; k < high && rc == ORAM_OK; k++) {
+                __builtin_prefetch(g->full + soon);
+                __builtin_prefetch(g->root + soon);
                 if (g->full[w] == 1) rc = put(g, all, g->root[w], (uint32_t)w);
-                w += s->stride;
-                while (w >= all) w -= all;
+                w += stride;
+                soon += stride;
+                if (w >= all) w -= all;
+                if (soon >= all) soon -= all;
             }
             break;
         }
@@ -875,6 +893,11 @@ int oram_cuckoo_plan(const oram_cuckoo *p, uint32_t m, const uint8_t *ops, const
 
 /* --- the access */
 
+/* Begin to bring a slot of a region nearer; the processor goes on by itself. */
+static void fetch_ahead(const uint8_t *sealed, size_t len) {
+    for (size_t i = 0; i < len && i < 1024; i += 64) __builtin_prefetch(sealed + i);
+}
+
 /* Opens a slot that names its reference itself: a hint, which may be anything. */
 static int open_slot(const oram_cuckoo *p, const oram_keys *keys, uint64_t slot, uint64_t epoch, const uint8_t *sealed, int present, uint8_t *row) {
     const uint64_t ref = ld64(sealed);
@@ -884,9 +907,9 @@ static int open_slot(const oram_cuckoo *p, const oram_keys *keys, uint64_t slot,
     return ORAM_TAMPERED;
 }
 
-static int seal_slot(const oram_cuckoo *p, const oram_keys *keys, uint64_t counter, uint64_t slot, uint64_t epoch, uint8_t *sealed) {
+static int seal_slot(const oram_cuckoo *p, const oram_keys *keys, uint64_t counter, uint64_t slot, uint64_t epoch, const uint8_t *row, uint8_t *sealed) {
     st64(sealed, REF(keys->current, counter));
-    return keys->cipher->seal(keys->contexts[keys->current], counter, epoch * p->slots + slot, sealed + 8, row_size(p), sealed + 8);
+    return keys->cipher->seal(keys->contexts[keys->current], counter, epoch * p->slots + slot, row, row_size(p), sealed + 8);
 }
 
 /* Where a block's newest row in a top buffer is; NULL if it has none. */
@@ -915,8 +938,8 @@ static void age(const oram_cuckoo *p, uint64_t clock) {
     }
 }
 
-int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch *q, const uint8_t *ops, const uint32_t *addrs, const uint8_t *sealed,
-                       const uint8_t *present, uint8_t *plain, const uint8_t *data, uint8_t *written, uint16_t *before, uint8_t *out,
+int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch *q, const uint8_t *ops, const uint32_t *addrs, uint8_t *sealed,
+                       uint8_t *present, int in_place, uint8_t *plain, const uint8_t *data, uint8_t *written, uint16_t *before, uint8_t *out,
                        uint8_t *where, uint8_t *after) {
     const size_t B = p->B, pitch = slot_size(p), rows = row_size(p);
     const uint64_t counter = keys->counter;
@@ -925,7 +948,9 @@ int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch 
     if (q->clock != *p->clock) return ORAM_BROKEN; /* another plan */
     if (counter + q->distinct > (uint64_t)1 << ORAM_COUNTER_BITS) return ORAM_CIPHER_FAILED;
     for (uint32_t i = 0; i < q->fetches; i++) {
-        rc = open_slot(p, keys, q->slot[i], q->epoch[i], sealed + i * pitch, present[i], plain + i * rows);
+        const size_t at = in_place ? (size_t)q->slot[i] : i;
+        if (in_place && i + AHEAD < q->fetches) fetch_ahead(sealed + q->slot[i + AHEAD] * pitch, pitch);
+        rc = open_slot(p, keys, q->slot[i], q->epoch[i], sealed + at * pitch, present[at], plain + i * rows);
         if (rc > 0) return rc;
         bad |= rc;
     }
@@ -1027,8 +1052,12 @@ int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch 
 #undef ROW
 
     keys->counter += q->distinct; /* before the first seal */
-    for (uint32_t i = 0; i < q->distinct; i++)
-        if ((rc = seal_slot(p, keys, counter + i, q->written[i], q->sealed_as[i], written + i * pitch)) != ORAM_OK) return rc;
+    for (uint32_t i = 0; i < q->distinct; i++) {
+        uint8_t *row = written + i * pitch;
+        const size_t at = (size_t)q->written[i];
+        if ((rc = seal_slot(p, keys, counter + i, at, q->sealed_as[i], row + 8, in_place ? sealed + at * pitch : row)) != ORAM_OK) return rc;
+        if (in_place) present[at] = 1;
+    }
     return ORAM_OK;
 }
 
@@ -1114,7 +1143,7 @@ int oram_cuckoo_seal(const oram_cuckoo *p, oram_keys *keys, uint32_t n, const ui
             memset(to + 12, 0, p->B);
         else
             memcpy(to + 12, blocks + (size_t)source_[i] * p->B, p->B);
-        const int rc = seal_slot(p, keys, counter + i, slots[i], epoch, to);
+        const int rc = seal_slot(p, keys, counter + i, slots[i], epoch, to + 8, to);
         if (rc != ORAM_OK) return rc;
     }
     return ORAM_OK;

@@ -298,10 +298,10 @@ typedef struct {
 /* Step 1: which slots. Fills the batch's memory; ORAM_NO_ROOM: its numbers say how much it takes. Changes nothing else. */
 int oram_cuckoo_plan(const oram_cuckoo *p, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint8_t *seed, oram_cuckoo_batch *q);
 
-/* Step 2: open, serve, append, work at the rebuilds, seal. sealed: (fetches, slot size) in the order of the plan. plain: (fetches, 4 + B).
- * written: (distinct, slot size). before: (m) code of each request's address. out, where, after as for Path. */
-int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch *q, const uint8_t *ops, const uint32_t *addrs, const uint8_t *sealed,
-                       const uint8_t *present, uint8_t *plain, const uint8_t *data, uint8_t *written, uint16_t *before, uint8_t *out,
+/* Step 2: open, serve, append, work at the rebuilds, seal. sealed: (fetches, slot size) in the order of the plan; or, with in_place, the whole region,
+ * which is written, too; present: likewise. plain: (fetches, 4 + B). written: (distinct, slot size). before: (m) code of each request's address. out, where, after as for Path. */
+int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch *q, const uint8_t *ops, const uint32_t *addrs, uint8_t *sealed,
+                       uint8_t *present, int in_place, uint8_t *plain, const uint8_t *data, uint8_t *written, uint16_t *before, uint8_t *out,
                        uint8_t *where, uint8_t *after);
 
 /* After an opening: n blocks of a table's stash. */

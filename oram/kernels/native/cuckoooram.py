@@ -98,6 +98,7 @@ class NativeCuckoo:
         for first in range(0, g.L + 1, 3):
             self._share(range(first, min(first + 3, g.L + 1)))
         self.state = state
+        self._region: Slots | None = None  # whose pointers are in _in_place
         self._reserve(1)
         self.forget(cold=False)
 
@@ -229,6 +230,8 @@ class NativeCuckoo:
             desk = np.empty(size * (4 + self._geometry.B), np.uint8)
             self._desk = writable("uint8_t[]", desk)
         if room == "distinct":
+            written = np.empty(size * self._geometry.slot_size, np.uint8)
+            self._written = writable("uint8_t[]", written)
             table = 1 if self._requests.capacity == 1 else 2 << size.bit_length()  # alone, a request reads nothing that it writes
             self._batch.known_mask = 0
             self._memory.lend("known", np.empty(table, np.int32), "int32_t[]")
@@ -370,10 +373,9 @@ class NativeCuckoo:
 
     # --- the steps
 
-    def plan(self, requests: Requests) -> CuckooPlan:
-        """Which slots the batch reads."""
+    def _plan(self, requests: Requests) -> None:
         self._check(requests)
-        r, q, memory = self._requests, self._batch, self._memory
+        r, q = self._requests, self._batch
         while True:
             try:
                 self._keys.run(
@@ -385,6 +387,11 @@ class NativeCuckoo:
                     if (size := getattr(q, count)) > getattr(q, f"{room}_room"):
                         self._make_room(room, size + size // 4)
         self._planned = r.m
+
+    def plan(self, requests: Requests) -> CuckooPlan:
+        """Which slots the batch reads."""
+        self._plan(requests)
+        q, memory = self._batch, self._memory
         slots, epochs = memory.array("slot")[: q.fetches].copy(), memory.array("epoch")[: q.fetches].copy()
         return CuckooPlan(slots, epochs, memory.array("probe")[: 2 * q.probes].reshape(-1, 2).copy())
 
@@ -396,16 +403,28 @@ class NativeCuckoo:
             raise ValueError("another plan")
         self._shaped(slots, q.fetches)
         data = np.empty((q.distinct, size), np.uint8)
+        self._access(writable("uint8_t[]", slots.data), writable("uint8_t[]", slots.present), 0, writable("uint8_t[]", data))
+        return CuckooWrite(self._memory.array("written")[: q.distinct].copy(), data, self._before[: r.m].copy())
+
+    def access_in_place(self, requests: Requests, region: Slots) -> None:
+        """Plan and access over the region's own memory; what changes anything is one call."""
+        if self._region is not region:
+            self._shaped(region, self._geometry.slots)
+            self._in_place = writable("uint8_t[]", region.data), writable("uint8_t[]", region.present)
+            self._region = region
+        self._plan(requests)
+        self._access(*self._in_place, 1, self._written)
+
+    def _access(self, sealed: Any, present: Any, in_place: int, written: Any) -> None:
+        r = self._requests
         self._begin_soon(r.m)
         self._run(
-            lib.oram_cuckoo_access, self._struct, self._keys.struct, q, r.c_ops, r.c_addresses,
-            pointer("uint8_t[]", slots.data), pointer("uint8_t[]", slots.present), self._desk, r.c_data,
-            writable("uint8_t[]", data), self._c_before, r.c_out, r.c_where, r.c_after,
+            lib.oram_cuckoo_access, self._struct, self._keys.struct, self._batch, r.c_ops, r.c_addresses, sealed, present,
+            in_place, self._desk, r.c_data, written, self._c_before, r.c_out, r.c_where, r.c_after,
         )  # fmt: skip
         self._planned = -1
         if self._large:
             self._take_back()
-        return CuckooWrite(self._memory.array("written")[: q.distinct].copy(), data, self._before[: r.m].copy())
 
     def _shaped(self, slots: Slots, n: int) -> None:
         if slots.data.shape != (n, self._geometry.slot_size) or slots.present.shape != (n,):
