@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, ring
+from bench import bars, remote, ring
 from bench.measure import Row, machine, seal_4096
 
-BARS = {**bars.BARS, **ring.BARS}
+BARS = {**bars.BARS, **ring.BARS, **remote.BARS}
 
 
 def main() -> None:
@@ -49,7 +49,10 @@ def main() -> None:
     console.print(table)
     if options.save:
         path = Path(__file__).parent / "results" / f"{dt.datetime.now(dt.UTC):%Y-%m-%d}.json"
-        path.write_text(json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        kept = json.loads(path.read_text())["rows"] if path.exists() else []  # of groups measured earlier that day
+        measured = {row.name for row in rows}
+        kept = [row for row in kept if row["name"] not in measured] + [asdict(row) for row in rows]
+        path.write_text(json.dumps({"machine": where, "rows": kept}, indent=1) + "\n")
         console.print(f"kept in {path}")
 
 

@@ -1,4 +1,4 @@
-"""``python -m bench.pages``: cost of an access by page height, in memory and on disk: where SlotCost in oram/params.py comes from.
+"""``python -m bench.pages``: cost of an access by page height, in memory and on disk: where SlotCost in oram/params/common.py comes from.
 
 Compare the best height measured with the one ``PathGeometry.of`` picks (marked).
 """

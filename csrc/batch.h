@@ -1,4 +1,5 @@
-/* What every tree does with a batch of requests: which are the first to their address, and leaves in order. */
+/* What every tree does with a batch of requests: which are the first to their address, leaves in order, lists of what may go
+ * into a bucket, and the scratch memory for all of that. */
 #ifndef ORAM_BATCH_H
 #define ORAM_BATCH_H
 #include <stddef.h>
@@ -9,6 +10,33 @@
 #define REF(generation, counter) (((uint64_t)(generation) << ORAM_COUNTER_BITS) | (counter))
 #define REF_GENERATION(ref) ((uint32_t)((ref) >> ORAM_COUNTER_BITS))
 #define REF_COUNTER(ref) ((ref) & (((uint64_t)1 << ORAM_COUNTER_BITS) - 1))
+
+/* The next part of the scratch memory `s`, laid out from `base` on: `at` counts its bytes, 8-byte aligned. Without a base it only counts. */
+#define TAKE(field, type, count)                                  \
+    do {                                                          \
+        s->field = base == NULL ? NULL : (void *)(base + at);     \
+        at += (((size_t)(count) * sizeof(type)) + 7) & ~(size_t)7; \
+    } while (0)
+
+/* Appends entry k to a list that ends at *end. next: of each entry, -1 at the end. */
+static inline void append(int32_t *next, int32_t *list, int32_t *end, int32_t k) {
+    next[k] = -1;
+    if (*list < 0)
+        *list = k;
+    else
+        next[*end] = k;
+    *end = k;
+}
+
+/* Appends a whole list, which may be empty. */
+static inline void append_list(int32_t *next, int32_t *list, int32_t *end, int32_t other, int32_t other_end) {
+    if (other < 0) return;
+    if (*list < 0)
+        *list = other;
+    else
+        next[*end] = other;
+    *end = other_end;
+}
 
 /* Cells of a table for m addresses: a power of two, at most half of it in use. */
 static inline size_t table_size(uint32_t m) {
@@ -36,7 +64,7 @@ static inline void first_requests(uint32_t m, const uint8_t *ops, const uint32_t
         const uint32_t c = table_cell(table, mask, addrs, addrs[r]);
         if (table[c] < 0) {
             table[c] = (int32_t)r;
-            path[r] = position[addrs[r]];
+            path[r] = position[addrs[r]] & leaf_mask; /* no other bits are there, but a slot is computed from it before anything is checked */
         }
         first[r] = table[c];
     }

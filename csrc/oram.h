@@ -2,7 +2,7 @@
  *
  * Read by the compiler, by cffi (oram/kernels/build.py drops the preprocessor lines) and by people.
  * The caller owns every buffer and has checked every length; nothing here allocates (OpenSSL's own contexts
- * aside), keeps global state or holds the GIL. oram/kernels/reference.py is the same in Python and is the specification.
+ * aside), keeps global state or holds the GIL. oram/kernels/reference/ is the same in Python and is the specification.
  */
 #ifndef ORAM_H
 #define ORAM_H
@@ -27,7 +27,7 @@
 #define ORAM_TAMPERED (-1)
 #define ORAM_CIPHER_FAILED (-2)
 #define ORAM_POOL_FULL (-3)
-#define ORAM_BROKEN (-4) /* state was changed, and is no longer sound: give up the handle */
+#define ORAM_BROKEN (-4) /* state is not sound, and may have been changed: give up the handle */
 
 #define ORAM_NO_ROOM (-5) /* nothing was changed: give more scratch memory */
 
@@ -176,8 +176,8 @@ int oram_ring_load(oram_ring *p, const oram_keys *keys, uint32_t m, const uint8_
 
 /* Step 2: which slots. online: (m, L + 1 - T) slot that each request reads at each level, -1 for none. rewritten: (most) buckets to be
  * written anew, in ascending order. fetched: (most, Z) their slots to be read. Returns how many buckets, or an error. Changes nothing but scratch. */
-int64_t oram_ring_plan(const oram_ring *p, uint32_t m, const uint32_t *addrs, const uint8_t *seed, const uint32_t *path,
-                       int64_t *online, uint64_t *rewritten, uint64_t *fetched, uint8_t *scratch);
+int64_t oram_ring_plan(const oram_ring *p, uint32_t m, const uint32_t *addrs, const uint8_t *seed, int64_t *online,
+                       uint64_t *rewritten, uint64_t *fetched, uint8_t *scratch);
 
 /* Step 3: open, serve, evict, reshuffle, seal. sealed: the online slots in order without the -1, then the fetched ones; or, with in_place,
  * the whole region; present: likewise. folded: NULL, or (m, B + ORAM_TAG) XOR of each request's online slots, which are then not in `sealed`.

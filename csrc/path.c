@@ -1,5 +1,5 @@
 /* Path ORAM (Stefanov et al. 2013, figure 1) on the union of the paths of a batch. Metadata is planned first; each
- * block's bytes then move once. Function by function the same as oram/kernels/reference.py. */
+ * block's bytes then move once. Function by function the same as oram/kernels/reference/pathoram.py. */
 #include "batch.h"
 #include "bytes.h"
 #include "oram.h"
@@ -40,11 +40,6 @@ static size_t layout(const oram_path *p, uint32_t m, uint8_t *base, scratch *s) 
     const size_t table = table_size(m);
     size_t at = 0;
     s->mask = (uint32_t)(table - 1);
-#define TAKE(field, type, count)                                  \
-    do {                                                          \
-        s->field = base == NULL ? NULL : (void *)(base + at);     \
-        at += (((size_t)(count) * sizeof(type)) + 7) & ~(size_t)7; \
-    } while (0)
     TAKE(table, int32_t, table);
     TAKE(first, int32_t, m);
     TAKE(sorted, uint32_t, m);
@@ -66,7 +61,6 @@ static size_t layout(const oram_path *p, uint32_t m, uint8_t *base, scratch *s) 
     TAKE(page, int32_t, entries);
     TAKE(plain, uint8_t, pages * p->plain);
     TAKE(desk, uint8_t, p->plain);
-#undef TAKE
     return at;
 }
 
@@ -160,24 +154,6 @@ static int32_t top_page(const oram_path *p, const scratch *s, const uint64_t *sl
     return low < s->start[1] && slots[low] == want ? (int32_t)low : -1;
 }
 
-static void append(const scratch *s, int32_t *head, int32_t *end, int32_t k) {
-    s->next[k] = -1;
-    if (*head < 0)
-        *head = k;
-    else
-        s->next[*end] = k;
-    *end = k;
-}
-
-static void append_list(const scratch *s, int32_t *head, int32_t *end, int32_t list, int32_t list_end) {
-    if (list < 0) return;
-    if (*head < 0)
-        *head = list;
-    else
-        s->next[*end] = list;
-    *end = list_end;
-}
-
 /* Reads the union top-down, each page under the reference in its parent. */
 static int open_union(const oram_path *p, const oram_keys *keys, const scratch *s, uint32_t pages, const uint64_t *slots,
                       const uint8_t *sealed, const uint8_t *present, int in_place) {
@@ -255,8 +231,11 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
         }
 
     /* How many blocks may have to join the pool, at most: checked before anything changes. */
-    for (uint32_t r = 0; r < m; r++)
-        if (s.first[r] == (int32_t)r) needed++;
+    for (uint32_t r = 0; r < m; r++) {
+        if (s.first[r] != (int32_t)r) continue;
+        if (p->position[addrs[r]] > leaf_mask) return ORAM_BROKEN; /* no leaf */
+        needed++;
+    }
     if (p->pool.cap - p->pool.used < needed) return ORAM_POOL_FULL;
     for (uint32_t i = 0; i < s.start[1]; i++) p->pool.head[slots[i]] = -1;
 
@@ -299,15 +278,15 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
         if (s.addr[k] == ORAM_EMPTY) continue;
         if (s.page[k] >= 0) {
             const uint32_t node = deepest(p, &s, s.leaf[k], (uint32_t)s.page[k] >> 6, (uint32_t)s.page[k] & 63);
-            append(&s, &s.server[node], &s.server_end[node], k);
+            append(s.next, &s.server[node], &s.server_end[node], k);
             continue;
         }
         const int32_t top = top_page(p, &s, slots, s.leaf[k]);
         if (top < 0) {
-            append(&s, &stay, &stay_end, k);
+            append(s.next, &stay, &stay_end, k);
         } else {
             const uint32_t node = deepest(p, &s, s.leaf[k], (uint32_t)top, 0);
-            append(&s, &s.client[node], &s.client_end[node], k);
+            append(s.next, &s.client[node], &s.client_end[node], k);
         }
     }
     for (uint32_t j = p->layers, i = pages; j-- > 0;)
@@ -322,14 +301,14 @@ int oram_path_access(oram_path *p, oram_keys *keys, uint32_t m, const uint8_t *o
                     *from = s.next[*from];
                 }
                 if (b == 0 && j == 0) {
-                    append_list(&s, &stay, &stay_end, mine, s.server_end[node]);
-                    append_list(&s, &stay, &stay_end, theirs, s.client_end[node]);
+                    append_list(s.next, &stay, &stay_end, mine, s.server_end[node]);
+                    append_list(s.next, &stay, &stay_end, theirs, s.client_end[node]);
                     continue;
                 }
                 uint32_t up = i * nb + (b - 1) / 2;
                 if (b == 0) up = (uint32_t)s.parent[i] * nb + (1u << (height(p, j - 1) - 1)) - 1 + (s.turn[i] >> 1);
-                append_list(&s, &s.server[up], &s.server_end[up], mine, s.server_end[node]);
-                append_list(&s, &s.client[up], &s.client_end[up], theirs, s.client_end[node]);
+                append_list(s.next, &s.server[up], &s.server_end[up], mine, s.server_end[node]);
+                append_list(s.next, &s.client[up], &s.client_end[up], theirs, s.client_end[node]);
             }
         }
 

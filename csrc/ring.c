@@ -6,21 +6,23 @@
 #include "oram.h"
 #include "pool.h"
 
-enum { EVICT = 1, TOUCHED = 2, REWRITE = 4 };
+enum { EVICT = 1, TOUCHED = 2 };
 
 static uint32_t levels(const oram_ring *p) { return p->L + 1 - p->T; }
 static uint32_t per_bucket(const oram_ring *p) { return p->Z + p->S; }
 static uint64_t first_bucket(const oram_ring *p) { return (uint64_t)1 << p->T; }
 static uint64_t all_slots(const oram_ring *p) { return (((uint64_t)2 << p->L) - first_bucket(p)) * per_bucket(p); }
 static uint32_t evictions(const oram_ring *p, uint32_t m) { return (m + p->A - 1) / p->A; }
-static uint32_t chain_of(const oram_ring *p, uint32_t leaf) { return leaf >> (p->L - p->T); }
+/* A leaf without its last bits, which may be all 32. */
+static uint32_t above(uint32_t leaf, uint32_t bits) { return (uint32_t)((uint64_t)leaf >> bits); }
+static uint32_t chain_of(const oram_ring *p, uint32_t leaf) { return above(leaf, p->L - p->T); }
 static size_t meta_plain(const oram_ring *p) { return 8 * (3 + (size_t)p->W) + 6 * (size_t)p->Z; }
 
 size_t oram_ring_most(const oram_ring *p, uint32_t m) { return ((size_t)m + evictions(p, m)) * levels(p); }
 
 /* Scratch memory of one batch. A node is a bucket of the union, an entry a block that may go into one. */
 typedef struct {
-    uint32_t *count;        /* (4) nodes, leaves, evicted, rewritten */
+    uint32_t *count;        /* (3) nodes, evicted, rewritten */
     int32_t *table, *first; /* as in batch.h */
     uint32_t *leaves;       /* (m + evictions) all leaves, ascending */
     uint32_t *evicted;      /* (evictions) those evicted to, ascending */
@@ -53,12 +55,7 @@ static size_t layout(const oram_ring *p, uint32_t m, uint8_t *base, scratch *s) 
     const size_t table = table_size(m);
     size_t at = 0;
     s->mask = (uint32_t)(table - 1);
-#define TAKE(field, type, count)                                  \
-    do {                                                          \
-        s->field = base == NULL ? NULL : (void *)(base + at);     \
-        at += (((size_t)(count) * sizeof(type)) + 7) & ~(size_t)7; \
-    } while (0)
-    TAKE(count, uint32_t, 4);
+    TAKE(count, uint32_t, 3);
     TAKE(table, int32_t, table);
     TAKE(first, int32_t, m);
     TAKE(leaves, uint32_t, m + e);
@@ -90,7 +87,6 @@ static size_t layout(const oram_ring *p, uint32_t m, uint8_t *base, scratch *s) 
     TAKE(left, uint8_t, (size_t)p->B + ORAM_TAG);
     TAKE(row, uint8_t, meta_plain(p) + ORAM_TAG);
     TAKE(block, uint8_t, (size_t)m * p->B);
-#undef TAKE
     return at;
 }
 
@@ -160,7 +156,7 @@ uint32_t oram_ring_buckets(const oram_ring *p, uint32_t m, const uint8_t *ops, c
     for (uint32_t j = 0; j < levels(p); j++) {
         const uint32_t level = p->T + j;
         for (uint32_t i = 0; i < leaves; i++) {
-            const uint64_t bucket = ((uint64_t)1 << level) + (s.leaves[i] >> (p->L - level)) - first_bucket(p);
+            const uint64_t bucket = ((uint64_t)1 << level) + above(s.leaves[i], p->L - level) - first_bucket(p);
             if (i == 0 || bucket != s.number[nodes - 1]) {
                 s.number[nodes] = number[nodes] = bucket;
                 s.parent[nodes] = j == 0 ? -1 : (int32_t)on_path(p, &s, i, j - 1);
@@ -178,8 +174,7 @@ uint32_t oram_ring_buckets(const oram_ring *p, uint32_t m, const uint8_t *ops, c
         for (uint32_t j = 0; j < levels(p); j++) s.flags[on_path(p, &s, s.path_at[r], j)] |= TOUCHED;
     }
     s.count[0] = nodes;
-    s.count[1] = leaves;
-    s.count[2] = due;
+    s.count[1] = due;
     return nodes;
 }
 
@@ -245,12 +240,11 @@ int oram_ring_store(oram_ring *p, oram_keys *keys, uint32_t m, uint8_t *sealed, 
 
 /* --- which slots */
 
-int64_t oram_ring_plan(const oram_ring *p, uint32_t m, const uint32_t *addrs, const uint8_t *seed, const uint32_t *path,
-                       int64_t *online, uint64_t *rewritten, uint64_t *fetched, uint8_t *base) {
+int64_t oram_ring_plan(const oram_ring *p, uint32_t m, const uint32_t *addrs, const uint8_t *seed, int64_t *online,
+                       uint64_t *rewritten, uint64_t *fetched, uint8_t *base) {
     const uint32_t n = per_bucket(p), W = p->W;
     uint32_t count = 0;
     scratch s;
-    (void)path;
     layout(p, m, base, &s);
     int rc = coins_start(p->coins, seed);
     if (rc != ORAM_OK) return rc;
@@ -260,7 +254,6 @@ int64_t oram_ring_plan(const oram_ring *p, uint32_t m, const uint32_t *addrs, co
         uint64_t *spent = s.spent + (size_t)u * W, *here = s.here + (size_t)u * W;
         memcpy(spent, p->spent + row * W, W * sizeof *spent);
         memset(here, 0, W * sizeof *here);
-        s.flags[u] &= ~(uint32_t)REWRITE;
         if (p->refs[row] == 0) continue;
         for (uint32_t z = 0; z < p->Z; z++) {
             const uint32_t slot = p->slot[row * p->Z + z];
@@ -308,11 +301,10 @@ int64_t oram_ring_plan(const oram_ring *p, uint32_t m, const uint32_t *addrs, co
         uint64_t *to = fetched + (size_t)count * p->Z;
         for (uint32_t w = 0; w < W; w++)
             for (uint64_t rest = taken[w]; rest != 0; rest &= rest - 1) *to++ = s.number[u] * n + w * 64 + (uint32_t)__builtin_ctzll(rest);
-        s.flags[u] |= REWRITE;
         s.rewritten[count] = u;
         rewritten[count++] = s.number[u];
     }
-    s.count[3] = count;
+    s.count[2] = count;
     return count;
 }
 
@@ -384,10 +376,10 @@ static int open_all(const oram_ring *p, const oram_keys *keys, scratch *s, uint3
             bad |= rc;
         }
     }
-    for (size_t i = 0; i < (size_t)s->count[3] * p->Z; i++) {
+    for (size_t i = 0; i < (size_t)s->count[2] * p->Z; i++) {
         const uint32_t u = s->rewritten[i / p->Z], slot = (uint32_t)(fetched[i] % n);
         const size_t at = in_place ? (size_t)fetched[i] : next++;
-        if (in_place && i + 1 < (size_t)s->count[3] * p->Z) fetch_ahead(sealed + (size_t)fetched[i + 1] * pitch, pitch);
+        if (in_place && i + 1 < (size_t)s->count[2] * p->Z) fetch_ahead(sealed + (size_t)fetched[i + 1] * pitch, pitch);
         uint8_t *to = has(s->here + (size_t)u * p->W, slot) ? plain + i * B : s->desk; /* dummies stay in the cache */
         const int rc = open_ref(keys, fetched[i], ref_of(p, row_of(p, s, u), slot), sealed + at * pitch, present[at], B, to);
         if (rc > 0) return rc;
@@ -396,35 +388,16 @@ static int open_all(const oram_ring *p, const oram_keys *keys, scratch *s, uint3
     return bad == ORAM_OK ? ORAM_OK : ORAM_TAMPERED;
 }
 
-static void append(scratch *s, int32_t *list, int32_t *end, int32_t k) {
-    s->next[k] = -1;
-    if (*list < 0)
-        *list = k;
-    else
-        s->next[*end] = k;
-    *end = k;
-}
-
-static void append_list(scratch *s, int32_t *list, int32_t *end, int32_t other, int32_t other_end) {
-    if (other < 0) return;
-    if (*list < 0)
-        *list = other;
-    else
-        s->next[*end] = other;
-    *end = other_end;
-}
-
-/* The deepest bucket evicted to on the path of a leaf: on one of the two nearest paths. */
-static uint32_t deepest(const oram_ring *p, const scratch *s, uint32_t leaf) {
-    const uint32_t at = lower_bound(s->evicted, s->count[2], leaf);
-    uint32_t near = at == s->count[2] ? at - 1 : at;
-    if (at > 0 && at < s->count[2]) {
+/* The deepest bucket evicted to on the path of a leaf: on one of the two nearest paths; -1 if there is none. */
+static int32_t deepest(const oram_ring *p, const scratch *s, uint32_t leaf) {
+    const uint32_t at = lower_bound(s->evicted, s->count[1], leaf);
+    uint32_t near = at == s->count[1] ? at - 1 : at;
+    if (at > 0 && at < s->count[1]) {
         const uint32_t a = s->evicted[at - 1] ^ leaf, b = s->evicted[at] ^ leaf;
         if ((a == 0 ? 0 : 32 - (uint32_t)__builtin_clz(a)) <= (b == 0 ? 0 : 32 - (uint32_t)__builtin_clz(b))) near = at - 1;
     }
-    const uint32_t differ = s->evicted[near] ^ leaf;
-    const uint32_t common = p->L - (differ == 0 ? 0 : 32 - (uint32_t)__builtin_clz(differ));
-    return on_path(p, s, s->evict_at[near], common - p->T);
+    const uint32_t differ = s->evicted[near] ^ leaf, bits = differ == 0 ? 0 : 32 - (uint32_t)__builtin_clz(differ);
+    return bits > p->L - p->T ? -1 : (int32_t)on_path(p, s, s->evict_at[near], p->L - p->T - bits);
 }
 
 int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint32_t *draws,
@@ -438,12 +411,16 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
     int32_t entries = 0, stay = -1, stay_end = -1;
     scratch s;
     layout(p, m, base, &s);
-    if (count != s.count[3]) return ORAM_BROKEN;
+    if (count != s.count[2]) return ORAM_BROKEN;
 
     if (keys->counter + (uint64_t)count * n + s.count[0] > (uint64_t)1 << ORAM_COUNTER_BITS) return ORAM_CIPHER_FAILED;
     int rc = open_all(p, keys, &s, m, online, fetched, sealed, present, in_place, folded, plain);
     if (rc != ORAM_OK) return rc;
-    for (uint32_t r = 0; r < m; r++) needed += s.first[r] == (int32_t)r;
+    for (uint32_t r = 0; r < m; r++) {
+        if (s.first[r] != (int32_t)r) continue;
+        if (p->position[addrs[r]] != path[r]) return ORAM_BROKEN; /* no leaf, or another plan */
+        needed++;
+    }
     if ((uint32_t)(p->pool.cap - p->pool.used) < needed) return ORAM_POOL_FULL;
 
     /* What was fetched: blocks asked for, and entries of the buckets they were in. */
@@ -471,8 +448,9 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
             s.addr[entries] = addr;
             s.pool[entries] = -1;
             s.source[entries] = block;
-            const uint32_t to = s.flags[u] & EVICT ? deepest(p, &s, p->position[addr]) : u;
-            append(&s, &s.server[to], &s.server_end[to], entries++);
+            const int32_t to = s.flags[u] & EVICT ? deepest(p, &s, p->position[addr]) : (int32_t)u;
+            if (to < 0) return ORAM_BROKEN; /* likewise: a block off its path */
+            append(s.next, &s.server[to], &s.server_end[to], entries++);
         }
     }
     for (uint32_t u = 0; u < s.count[0]; u++) memcpy(p->spent + row_of(p, &s, u) * W, s.spent + (size_t)u * W, W * sizeof *s.spent);
@@ -512,15 +490,16 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
 
     /* EvictPath, bottom-up: a bucket takes up to Z of its blocks, those that came from the server first, and hands the rest up.
      * EarlyReshuffle: a bucket takes what was in it. */
-    for (uint32_t i = 0; i < s.count[2]; i++) {
+    for (uint32_t i = 0; i < s.count[1]; i++) {
         const uint32_t chain = chain_of(p, s.evicted[i]);
         if (i > 0 && chain == chain_of(p, s.evicted[i - 1])) continue;
         for (int32_t q = p->pool.head[chain]; q >= 0; q = p->pool.next[q]) {
             s.addr[entries] = p->pool.addr[q];
             s.pool[entries] = q;
             s.source[entries] = p->pool.data + (size_t)q * B;
-            const uint32_t to = deepest(p, &s, p->pool.leaf[q]);
-            append(&s, &s.client[to], &s.client_end[to], entries++);
+            const int32_t to = deepest(p, &s, p->pool.leaf[q]);
+            if (to < 0) return ORAM_BROKEN;
+            append(s.next, &s.client[to], &s.client_end[to], entries++);
         }
         p->pool.head[chain] = -1;
     }
@@ -535,12 +514,12 @@ int oram_ring_access(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t *o
         }
         if (s.parent[u] < 0 || !(s.flags[u] & EVICT)) {
             if (mine >= 0) return ORAM_BROKEN; /* blocks from the server always find room */
-            append_list(&s, &stay, &stay_end, theirs, s.client_end[u]);
+            append_list(s.next, &stay, &stay_end, theirs, s.client_end[u]);
             continue;
         }
         const uint32_t up = (uint32_t)s.parent[u];
-        append_list(&s, &s.server[up], &s.server_end[up], mine, s.server_end[u]);
-        append_list(&s, &s.client[up], &s.client_end[up], theirs, s.client_end[u]);
+        append_list(s.next, &s.server[up], &s.server_end[up], mine, s.server_end[u]);
+        append_list(s.next, &s.client[up], &s.client_end[up], theirs, s.client_end[u]);
     }
     for (int32_t k = stay; k >= 0; k = s.next[k]) pool_link(&p->pool, s.pool[k], chain_of(p, p->pool.leaf[s.pool[k]]));
 
@@ -610,7 +589,7 @@ int oram_ring_in_place(oram_ring *p, oram_keys *keys, uint32_t m, const uint8_t 
         const int rc = oram_ring_load(p, keys, m, meta, meta_present, 1, base);
         if (rc != ORAM_OK) return rc;
     }
-    const int64_t planned = oram_ring_plan(p, m, addrs, seed, path, online, rewritten, fetched, base);
+    const int64_t planned = oram_ring_plan(p, m, addrs, seed, online, rewritten, fetched, base);
     if (planned < 0) return (int)planned;
     *count = (uint32_t)planned;
     if (*count > room) return ORAM_NO_ROOM;

@@ -30,7 +30,7 @@ html_title = f"oram {release}"
 # Made by a function, not by their constructors.
 _MADE = {"oram.ObliviousStore", "oram.Blocks", "oram.Stats", "oram.backends.Backend", "oram.backends.StateFile"}
 _MADE |= {"oram.backends.BufferBackend", "oram.backends.XorBackend"}
-_ARGUMENT = re.compile(r"(Z|[a-z_]+(?:, [a-z_]+)*): ")
+_ARGUMENT = re.compile(r"([ZAS]|[a-z_]+(?:, [a-z_]+)*): ")
 
 
 def _paragraphs(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from oram import kernels
-from oram.backends import Capability, SlotWrite
+from oram.backends import Backend, Capability, SlotWrite, XorBackend
 from oram.directory import Directory
 from oram.engine import CLOCK, Durability, Engine
 from oram.errors import BackupError, IntegrityError, ParameterError, UncleanShutdownError
@@ -22,6 +22,7 @@ from oram.params import (
     Geometry,
     LinearGeometry,
     PathGeometry,
+    RingGeometry,
     SchemeParams,
     SlotCost,
     geometry_of,
@@ -122,11 +123,17 @@ def _scheme(site: Site, g: Geometry, incarnation: int, keyring: Keyring, keys: K
     position = initial_positions(g.N, g.leaves, keyring.initial_positions(4 * g.N))
     if isinstance(g, PathGeometry):
         return PathORAM(g, region, kernel, keys, position, pool_size)
-    can = Capability.XOR in site.backend.capabilities
-    if g.xor and not can:
+    xor = _folds(site.backend, g) if g.xor is None else g.xor
+    if xor and Capability.XOR not in site.backend.capabilities:
         raise ParameterError("this backend cannot XOR slots: give xor=None or False")
-    xor = can if g.xor is None else g.xor
     return RingORAM(g, region, f"meta.{incarnation}", kernel, keys, position, pool_size, xor=xor)
+
+
+def _folds(backend: Backend, g: RingGeometry) -> bool:
+    """Whether the slots of a path come as their XOR. Both say the same to the server, so that a handle may choose by the clock."""
+    if Capability.XOR not in backend.capabilities:
+        return False
+    return cast(XorBackend, backend).fold_pays(g.levels, g.slot_size)
 
 
 def _journal(site: Site, header: Header, incarnation: int, *, existing: bool) -> Journal:

@@ -180,9 +180,7 @@ class Engine:
             writes = [*outcome.writes, self.tick(sequence)]
             record = Record(sequence, outcome.record, note)
             torn = self._deferred or (not self._joint and Capability.ATOMIC not in self.backend.capabilities)
-            if self._exposed:  # its journaled copy is about to go
-                self._exposed = False
-                self.backend.sync()
+            self._secure()  # its journaled copy is about to go
             journal.log_commit(
                 record, taken, self.pieces, writes=writes if self._joint else (), write_back=writes if torn else ()
             )
@@ -223,8 +221,15 @@ class Engine:
             self.backend.write_all(writes)
 
     def _delivered(self) -> None:
-        self._exposed = bool(self._pending) and self._synced and Capability.DURABLE in self.backend.capabilities
+        if self._pending:
+            self._exposed = self._synced and Capability.DURABLE in self.backend.capabilities
         self._pending = ()
+
+    def _secure(self) -> None:
+        """Make a delivered write-back durable, where that is promised, before its copy in the journal goes."""
+        if self._exposed:
+            self.backend.sync()
+            self._exposed = False
 
     def deliver(self) -> None:
         """Write back what is still to be written."""
@@ -264,6 +269,10 @@ class Engine:
         self.scheme.replay(record.scheme for record in (records if landed else records[:-1]))
         self._lay_out()
         self.start()
+        if (
+            self._deferred and landed
+        ):  # an older state, put back, must not pass for this session's: it has no key for this
+            self.backend.write_all([self.tick(self.sequence)])
         if not landed:
             last = records[-1]
             self._logged_access(last.sequence, self.scheme.redo(last.scheme), last.note, known=True)
@@ -316,6 +325,7 @@ class Engine:
     ) -> None:
         """All of the client state at once, and what else belongs into the same transaction."""
         self.deliver()  # its journaled copy goes
+        self._secure()
         self._lay_out()  # a bulk load, or an access that found the pool full, may have made new arrays
         self.journal.checkpoint(self.pieces, self.sequence, self.growth, puts=puts, deletes=deletes, writes=writes)
 
@@ -331,6 +341,7 @@ class Engine:
             self.checkpoint()
             self._ahead = False
         self.backend.sync()
+        self._exposed = False
         self.journal.file.sync()
 
     def settle(self) -> None:
@@ -343,8 +354,9 @@ class Engine:
         """Leave the store so that it can be opened again."""
         try:
             if self._trouble is None:
-                self.deliver()
-                if not self._logged:
+                if self._logged:
+                    self.deliver()
+                else:
                     self.flush()
         finally:
             self.retire()

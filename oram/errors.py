@@ -4,12 +4,17 @@ from __future__ import annotations
 
 __all__ = [
     "AddressError",
+    "BackendAccessError",
     "BackendError",
     "BackendFullError",
+    "BackendReadOnlyError",
+    "BackendUnavailableError",
+    "BackendWarning",
     "BackupError",
     "BlockSizeError",
     "CapacityError",
     "CipherUnavailableError",
+    "FencedError",
     "ForkedStoreError",
     "HandleError",
     "IntegrityError",
@@ -82,6 +87,26 @@ class BackendError(OramError):
 
 class BackendFullError(BackendError):
     """The backend has no room left (disk or memory limit). Nothing acknowledged is lost; make room, close the handle, open the store again."""
+
+
+class BackendUnavailableError(BackendError):
+    """The server cannot be reached, or does not answer in time, also after further attempts. What was about to be written may have been written."""
+
+
+class BackendAccessError(BackendError):
+    """The server refused the user or the password, or the user may not do this."""
+
+
+class BackendReadOnlyError(BackendError):
+    """The server takes no writes: it is a replica, has too few of them, or cannot save. Nothing was written."""
+
+
+class FencedError(BackendError):
+    """Another client took the store over, because this one's lease had expired. This one has written nothing since, and cannot be used again."""
+
+
+class BackendWarning(UserWarning):
+    """The server is told to lose slots: a setting that a store should not run with."""
 
 
 class StoreNotFoundError(OramError):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from oram.backends import Backend, RegionShape, SlotWrite, StateFile, open_url
+from oram.backends.url import SERVERS
 from oram.errors import ParameterError, StateMissingError, StoreExistsError, StoreNotFoundError
 from oram.journal import HEADER
 
@@ -15,6 +16,7 @@ HEADER_REGION = "header"
 REGIONS = ("slots", "meta", "clock")  # kinds of region that an incarnation has
 HEADER_SHAPE = RegionShape(1, 4096)
 COPY_BYTES = 8 << 20
+_STATE = "this backend keeps no client state: give state=PATH"
 _FIRST = np.zeros(1, np.int64)
 
 
@@ -29,6 +31,8 @@ class Site:
             self.backend = where
         else:
             url = where if isinstance(where, str) else f"lmdb:{os.fspath(where)}"
+            if state is None and url.partition(":")[0] in SERVERS:  # before anybody is asked
+                raise ParameterError(_STATE)
             self.backend = open_url(url, sync=sync, create=create)
         try:
             self.backend.acquire()
@@ -54,7 +58,7 @@ class Site:
                 raise StateMissingError("the server's part of the store is there, its client state is not") from None
         file = self.backend.state_file()
         if file is None:
-            raise ParameterError("this backend keeps no client state: give state=PATH")
+            raise ParameterError(_STATE)
         return file
 
     def server_header(self) -> bytes | None:

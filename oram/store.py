@@ -1,7 +1,7 @@
 """ObliviousStore: bytes keys and values over an oblivious array.
 
-Every method states its **Cost** (accesses; an access is one round trip to read and one to write) and what it **Leaks**: what the
-server learns beyond the number and time of accesses.
+Every method states its **Cost** (accesses; an access is one round trip to read and one to write, over a remote backend one for both) and what
+it **Leaks**: what the server learns beyond the number and time of accesses.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ from oram.params import (
     SchemeParams,
     SlotCost,
     check_shape,
+    check_tree_top,
     linear_is_cheaper,
     refuse,
 )
@@ -94,7 +95,9 @@ def create(
 ) -> ObliviousStore:
     """Make a new store and open it.
 
-    where: ``"memory:"``, ``"lmdb:PATH"`` (a directory), a ``pathlib.Path`` (the same as ``lmdb:``), or a Backend.
+    where: ``"memory:"``, ``"lmdb:PATH"`` (a directory), a ``pathlib.Path`` (the same as ``lmdb:``), or a Backend; or a store on a Redis or Valkey server
+        (``pip install oram[redis]``), ``"redis://HOST[:PORT][/DB]"``, ``"rediss://..."`` for TLS or ``"unix:///SOCKET"``, with ``?name=NAME`` and more
+        options as for ``RedisOptions.from_url``. User and password come from ``ORAM_REDIS_USERNAME`` and ``ORAM_REDIS_PASSWORD``, never from the URL.
     key: 32 bytes, as from ``generate_key``. Nothing can be read without it. Give this or ``passphrase``.
     passphrase: goes through Argon2id. Whoever has the header can try passphrases offline: prefer a key.
     capacity: records (blocks where ``keyed`` is False), 1 to 2^31. Fixed. Client memory and the time to create and to open grow with it.
@@ -105,19 +108,20 @@ def create(
         ``record.OVERHEAD`` = 7, a key at most 65535 of them.
     keyed: False makes an array of blocks without a directory: only ``store.blocks`` can be used.
     cipher: "aes-256-gcm", or "aegis-256" (an Internet-Draft, not a standard; needs ``pip install oram[aegis]``).
-    tree_top: bytes of client memory, 16 MiB by default, for what never leaves the client: levels of a tree, or Cuckoo's top buffers.
-        The client state on disk grows with it.
+    tree_top: bytes of client memory, 16 MiB by default, for what never leaves the client: levels of a Path or Ring tree, or Cuckoo's top
+        buffers. The client state on disk grows with it.
     durability: of this handle. "sync" survives power loss (default where the backend is durable). "process" survives the death of the process;
         a power loss rolls the client back, which costs data **and obliviousness**: positions that were seen are used again.
         "none" needs ``close``: a crash loses the whole store.
     state: directory for the client state; None keeps it beside the slots, where a rollback of both together cannot be noticed.
-        If it is lost, so are the records.
+        A server keeps none: over one it has to be given. If it is lost, so are the records.
     items: records to start with, a mapping or pairs, by bulk load: all of them in client memory.
     progress: called with the number of items done so far, every 1024 items and at the end. How often tells how many there are: keep it from the server.
 
     Raises ParameterError with all problems together, StoreExistsError, StoreLockedError, and what ``put_many`` raises for bad
-    items. Cost: no access; time and client memory grow with the capacity; with items, every slot is written once, in index order.
-    Leaks: all parameters above except key and items; whether there were items, and not how many.
+    items; over a server BackendUnavailableError (at the first connection at once), BackendAccessError, BackendReadOnlyError and BackendFullError,
+    and a BackendWarning for each of its settings that can lose slots. Cost: no access; time and client memory grow with the capacity; with items,
+    every slot is written once, in index order. Leaks: all parameters above except key and items; whether there were items, and not how many.
     """
     credential = Credential.of(key, passphrase)
     params, level = _check(
@@ -157,14 +161,15 @@ def open(
     key: the store's key; or its ``passphrase``.
     passphrase: as for ``create``. The Argon2id parameters come from the header, before anything is authenticated: up to 4 GiB and 1024 passes.
     durability: of this handle, whatever earlier handles had: as for ``create``.
-    state: the directory that ``create`` was given, if it was.
+    state: the directory that ``create`` was given, if it was: always over a server.
 
     Always written, to the client state: the salt of a new generation. After a crash also the interrupted access, again as an access: its intent,
-    its slots and its commit. Where the client state lies apart over a backend that is not ATOMIC, the last write-back is written again. Regions of
+    its slots and its commit. Where the client state lies apart over a backend that is REMOTE or not ATOMIC, the last write-back is written again. Regions of
     unfinished ``load``, ``clear`` or ``rekey`` are dropped, and the server's copy of the header is mended.
 
     Raises StoreNotFoundError, StateMissingError, WrongKeyError, StoreLockedError, BackupError, UncleanShutdownError, IntegrityError (RollbackError,
-    StaleStateError). Cost: one small read, two where the client state lies apart; after a crash also one access; time and client memory grow with the
+    StaleStateError); over a server also what ``create`` raises there, and StoreLockedError for up to ``lease`` seconds after a client died.
+    Cost: one small read, two where the client state lies apart; after a crash also one access; time and client memory grow with the
     capacity. Leaks: that the store was opened; after a crash, a function of the journal.
     """
     credential = Credential.of(key, passphrase)
@@ -184,11 +189,12 @@ def info(where: str | os.PathLike[str] | Backend, *, state: str | os.PathLike[st
 
     where, state: as for ``open``.
 
-    Returns a dict: ``format`` (1), ``store`` (the id, hex), ``scheme``, of a Path tree ``Z``, ``L``, ``T`` and ``h``, ``blocks``, ``block_size``,
+    Returns a dict: ``format`` (1), ``store`` (the id, hex), ``scheme``, of a Path tree ``Z``, ``L``, ``T`` and ``h``, of a Ring tree
+    ``Z``, ``A``, ``S``, ``L``, ``T``, ``metadata`` and, if it was given, ``xor``, ``blocks``, ``block_size``,
     ``blocks_per_value``, ``cipher``, ``keyed``, and ``kdf`` (name, salt and cost of the key's derivation); see "Header" in docs/formats.md.
 
-    Raises StoreNotFoundError, StateMissingError, StoreLockedError (also while a handle has it open), IntegrityError if it is no header.
-    Cost: no access. Leaks: that it was looked at.
+    Raises StoreNotFoundError, StateMissingError, StoreLockedError (also while a handle has it open), IntegrityError if it is no header;
+    over a server also what ``create`` raises there. Cost: no access. Leaks: that it was looked at.
     """
     site = Site(where, state, sync=True, create=False)
     try:
@@ -211,15 +217,15 @@ def restore(
     The positions in a backup may have been used since it was taken, and would link old accesses to new ones; so
     it is read once from end to end and never opened for access.
 
-    source: what ``backup`` wrote, a path or ``"lmdb:PATH"``. It has to be writable: opening it draws a generation.
+    source: what ``backup`` wrote, a path or ``"lmdb:PATH"``, never a server. It has to be writable: opening it draws a generation.
     where: as for ``create``; there must be no store.
     key: the key of the store that was backed up; or its ``passphrase``.
     passphrase: as for ``open``.
     state: as for ``create``: where the new store's client state goes.
     durability: of the handle that is returned, as for ``create``.
 
-    Raises what ``open`` raises for the backup, but BackupError; StoreExistsError. Cost: every slot of the backup read, every slot of the new store
-    written. Leaks: nothing beyond that. Client memory: all live blocks.
+    Raises what ``open`` raises for the backup, but BackupError; StoreExistsError, and over a server what ``create`` raises there. Cost: every slot
+    of the backup read, every slot of the new store written. Leaks: nothing beyond that. Client memory: all live blocks.
     """
     credential = Credential.of(key, passphrase)
     level = _durability(durability)
@@ -271,9 +277,7 @@ def _check(
     tree_top: int,
     has_items: bool,
 ) -> tuple[SchemeParams | None, Durability | None]:
-    problems = check_shape(capacity, block_size)
-    if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
-        problems.append("tree_top must be a number of bytes, 0 or more")
+    problems = check_shape(capacity, block_size) + check_tree_top(tree_top)
     if has_items and not keyed:
         problems.append("items need a keyed store")
     level = None
@@ -434,6 +438,8 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
     use after a fork, and a second handle on the same store. Get, put, delete, hit and miss look the same to the server.
 
     After IntegrityError, or any error in the middle of an access (Ctrl-C too), it refuses further work: close it, then open the store again.
+    Over a server every method can raise BackendUnavailableError, after ``retry`` seconds of connecting again, BackendFullError, BackendReadOnlyError,
+    BackendAccessError, and FencedError where another client took the store over.
     From inside one of its own operations (``visit``, a signal handler, a finalizer) it is HandleError, before anything happens.
     """
 
@@ -608,13 +614,20 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         for first, last, length in self._batches(len(rows), size):
             requests = self._engine.scheme.requests(length * k)
             real = rows[first:last]
-            for i, (op, found, payload, _) in enumerate(real):
-                self._fill(requests, i, op, found, payload)
-            for i in range(len(real), length):
-                self._fill(requests, i, Op.DUMMY, -1)
-            self._engine.access(requests, Directory.note([*(row[3] for row in real), *[None] * (length - len(real))]))
+            padding = length - len(real)
+            ops = np.array([*(row[0] for row in real), *[Op.DUMMY] * padding], np.uint8)
+            found = np.array([*(row[1] for row in real), *[-1] * padding], np.int64)
+            requests.ops[: length * k] = np.where(found < 0, Op.DUMMY, ops).repeat(k)
+            at = found[:, np.newaxis] * k + np.arange(k)
+            at[found < 0] = 0
+            requests.addresses[: length * k] = at.ravel()
+            payload = b"".join(row[2] for row in real)  # of all of them, or of none
+            if payload:
+                requests.data[: len(real) * k] = np.frombuffer(payload, np.uint8).reshape(len(real) * k, -1)
+            self._engine.access(requests, Directory.note([*(row[3] for row in real), *[None] * padding]))
+            blobs, one = requests.out[: len(real) * k].tobytes(), self._record_size
             for i in range(len(real)):
-                yield first + i, requests.out[i * k : i * k + k].tobytes()
+                yield first + i, blobs[i * one : (i + 1) * one]
 
     def get_many(self, keys: Iterable[bytes], *, size: int | None = None) -> list[bytes | None]:
         """Values in the order of ``keys``, None where missing.
@@ -720,7 +733,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         visit: called between reads, so that slow code shows as time how many records a chunk has. It must not use the store: HandleError.
 
         The scan finishes even if ``visit`` raises; what it raised is raised then. ParameterError for a store without keys.
-        Cost: every slot read once, in index order; no write. Leaks: that a scan took place. Client memory: of a Path store one chunk of 8 MB,
+        Cost: every slot read once, in index order; no write. Leaks: that a scan took place. Client memory: of a Path or Ring store one chunk of 8 MB,
         and records of several blocks that are not complete yet; of a Linear store all of it.
         """
         with self._gate():
@@ -895,7 +908,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
 
     def flush(self) -> None:
         """Make everything acknowledged so far survive power loss. With durability "none" only until the next access, which
-        makes the checkpoint out of date again. Cost: no access. Leaks: that it took place.
+        makes the checkpoint out of date again. Cost: no access; over a remote backend the last access's write. Leaks: that it took place.
         """
         with self._gate():
             self._engine.check()
@@ -916,7 +929,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
     def close(self) -> None:
         """Leave the store so that it can be opened again. Idempotent. In a child of a fork it only lets go: the parent has the store.
 
-        Cost: no access; with durability "none" the client state is written. Leaks: that it was closed.
+        Cost: no access; with durability "none" the client state is written, over a remote backend the last access's write. Leaks: that it was closed.
         """
         if self._engine.forked:
             self._engine.retire()

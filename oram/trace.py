@@ -113,6 +113,9 @@ class TraceBackend(XorBackend):
         at = self._record_read(reads, self._trip())
         return self._keep(at, cast(XorBackend, self.inner).read_xor(region, groups, indices))
 
+    def fold_pays(self, slots: int, slot_size: int) -> bool:
+        return cast(XorBackend, self.inner).fold_pays(slots, slot_size)
+
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
         self._check_writes(writes)
         self._record_writes(writes, self._trip())

@@ -8,15 +8,18 @@ Exit codes, which scripts may rely on:
     3    no store there, one is there already, or its client state is missing
     4    wrong key or passphrase
     5    integrity: stored data was changed, rolled back or is stale
-    6    the store is in use by another handle
+    6    the store is in use by another handle or client, or one took it over
     7    no space, or the backend or a file failed
     8    the store is full, or a key or value too large
     9    a backup was opened as a store, or the store was not closed
     10   anything else
+    11   the server cannot be reached, or does not answer
+    12   the server refuses the user or the password, or does not permit the user this
     130  interrupted
     141  whoever read the output went away; no message
 
-An error is one line on stderr, ``oram: <message>``. It contains no key, value or passphrase.
+An error is one line on stderr, ``oram: <message>``, and a warning another one, ``oram: warning: <message>``. They contain no key, value,
+passphrase or password.
 """
 
 from __future__ import annotations

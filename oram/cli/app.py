@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,14 @@ from oram import cli, record
 from oram.cli import credentials, exits, formats, places, schemes
 from oram.cli.exits import InputError
 from oram.cli.progress import Meter, meter
-from oram.errors import CapacityError, OramError, StoreExistsError, StoreLockedError
+from oram.errors import (
+    BackendUnavailableError,
+    BackendWarning,
+    CapacityError,
+    OramError,
+    StoreExistsError,
+    StoreLockedError,
+)
 from oram.keys import Credential
 from oram.params import check_shape, refuse
 
@@ -30,6 +38,11 @@ Exit codes:
 \b
 Keys come from --key-file (32 bytes or 64 hex digits), ORAM_KEY (hex digits),
 ORAM_KEY_FILE, ORAM_PASSPHRASE or a hidden prompt, in this order.
+\b
+A store is lmdb:PATH, or just the path; or on a Redis or Valkey server
+redis://HOST:PORT/DB?name=NAME, rediss://... (TLS) or unix:///SOCKET?name=NAME,
+with --state PATH for the client state, which stays here. User and password
+come from ORAM_REDIS_USERNAME and ORAM_REDIS_PASSWORD.
 """
 
 app = typer.Typer(
@@ -42,8 +55,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Where = Annotated[str, typer.Argument(metavar="URL", help="lmdb:PATH, or just the path.")]
-State = Annotated[Path | None, typer.Option("--state", metavar="PATH", help="Client state, where it is kept apart.")]
+_URLS = "lmdb:PATH, or just the path; redis://HOST:PORT/DB?name=NAME, rediss://..., unix:///SOCKET"
+Where = Annotated[str, typer.Argument(metavar="URL", help=f"{_URLS}.")]
+State = Annotated[
+    Path | None,
+    typer.Option("--state", metavar="PATH", help="Client state, where it is kept apart: as it must be from a server."),
+]
 KeyFile = Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="32 bytes, or 64 hex digits.")]
 Key = Annotated[str, typer.Argument(metavar="KEY", show_default=False)]
 Hex = Annotated[bool, typer.Option("--hex", help="KEY and VALUE are hex digits, also on output. Files are always raw.")]
@@ -63,7 +80,8 @@ def run(args: Sequence[str] | None) -> int:
     """Run one command and return its exit code; whatever goes wrong becomes one line on stderr."""
     args = sys.argv[1:] if args is None else list(args)
     try:
-        result = app(args=args or ["--help"], prog_name="oram", standalone_mode=False)
+        with _plain_warnings():
+            result = app(args=args or ["--help"], prog_name="oram", standalone_mode=False)
         sys.stdout.flush()
         if result == exits.INTERRUPTED:
             raise KeyboardInterrupt
@@ -73,6 +91,25 @@ def run(args: Sequence[str] | None) -> int:
     except BaseException as error:
         return _fail(error)
     return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What the library warns of is one line on stderr, said once however many connections the command makes."""
+    said = set()
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *more: Any, **options: Any) -> None:
+        if not issubclass(category, BackendWarning):
+            others(message, category, *more, **options)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"oram: warning: {exits.one_line(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", BackendWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _fail(error: BaseException) -> int:
@@ -110,7 +147,7 @@ def _main(
 
 
 def _open(where: str, state: Path | None, key_file: Path | None, durability: str | None = None) -> oram.ObliviousStore:
-    place = places.url(where)
+    place = places.store(where, state)
     return _open_with(credentials.existing(place, state, key_file), place, state, durability)
 
 
@@ -159,7 +196,9 @@ def create(
     blocks_per_value: Annotated[int, typer.Option(min=1, help="Blocks that each record takes.")] = 1,
     scheme: Annotated[
         str | None,
-        typer.Option(help="path, ring, cuckoo or linear.", show_default="path or linear, the cheaper one as measured"),
+        typer.Option(
+            help="path, ring, cuckoo or linear.", show_default="ring on a server, else path; linear for a handful"
+        ),
     ] = None,
     blocks: Annotated[
         int | None,
@@ -206,7 +245,7 @@ def create(
 
     If that fails, for instance because an item cannot be loaded, nothing is left of it.
     """
-    place = places.url(url)
+    place = places.store(url, state)
     block, top = formats.size(block_size, "--block-size"), formats.size(tree_top, "--tree-top")
     chosen = schemes.choose(scheme, Z=blocks, A=eviction, S=dummies, metadata=metadata, xor=xor)
     places.refuse_existing(place, state)
@@ -243,7 +282,7 @@ def info(url: Where, state: State = None, as_json: Json = False) -> None:
     """The public parameters of a store. Needs no key, and therefore does not authenticate them."""
     from oram.cli.doctor import describe, rows
 
-    found = describe(oram.info(places.url(url), state=state))
+    found = describe(oram.info(places.store(url, state), state=state))
     print(json.dumps(found) if as_json else rows(found))
 
 
@@ -390,12 +429,17 @@ def load(
         try:
             told = _load_bulk(store, pairs) if bulk else _load_batches(store, pairs, batch, bar)
         except (InputError, OramError) as error:
-            raise type(error)(_with_outcome(str(error))) from error
+            outcome = _BULK_UNKNOWN if bulk and isinstance(error, BackendUnavailableError) else "nothing was loaded"
+            raise type(error)(_with_outcome(str(error), outcome)) from error
     _say(told)
 
 
-def _with_outcome(message: str) -> str:
-    return message if "loaded" in message else f"{message}; nothing was loaded"
+#: The server may have got the last of it before the connection broke.
+_BULK_UNKNOWN = "either nothing was loaded or everything: see keys"
+
+
+def _with_outcome(message: str, outcome: str) -> str:
+    return message if "loaded" in message else f"{message}; {outcome}"
 
 
 def _load_bulk(store: oram.ObliviousStore, pairs: Iterator[tuple[bytes, bytes]]) -> str:
@@ -422,7 +466,8 @@ def _load_batches(store: oram.ObliviousStore, pairs: Iterator[tuple[bytes, bytes
         try:
             store.put_many(records[done : done + batch], size=batch)
         except OramError as error:
-            raise type(error)(f"{error}; {_loaded(done, records)}") from error
+            more = ", and perhaps the next batch" if isinstance(error, BackendUnavailableError) else ""
+            raise type(error)(f"{error}; {_loaded(done, records)}{more}") from error
         except KeyboardInterrupt:
             raise exits.StoppedError(f"interrupted; {_loaded(done, records)}") from None
         bar.at(done + batch)
@@ -534,7 +579,7 @@ def restore(
 
     All blocks get new positions; the key stays the same.
     """
-    place, copy = places.url(url), places.url(source)
+    place, copy = places.store(url, state), f"lmdb:{places.directory(source)}"
     places.refuse_existing(place, state)
     credential = credentials.existing(copy, None, key_file)
     with _making(place, state, None):
@@ -561,7 +606,7 @@ def rekey(
     The new one comes from --new-key-file, ORAM_NEW_PASSPHRASE or a prompt.
     Old copies of the slots stay readable to whoever has the old key.
     """
-    place = places.url(url)
+    place = places.store(url, state)
     credential = credentials.existing(place, state, key_file)
     word = "key" if credential.passphrase is None else "passphrase"
     with _open_with(credential, place, state, durability) as store:
@@ -575,23 +620,33 @@ def rekey(
 
 @app.command()
 def doctor(
-    url: Annotated[str | None, typer.Argument(metavar="[URL]", help="Also check the header of this store.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Argument(metavar="[URL]", help="Also check the header of this store, and its server's settings."),
+    ] = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
     """What this installation can do and how fast, with advice. Needs no key."""
-    from oram.cli.doctor import examine, report
+    from oram.cli.doctor import examine, look, report
 
+    place = None if url is None else places.store(url, state)
     found = examine()
-    if url is not None:
-        from oram.cli.doctor import describe
-
-        found["store"] = describe(oram.info(places.url(url), state=state))
+    if place is not None:
+        found = look(found, place, state)
     print(json.dumps(found) if as_json else report(found))
 
 
 @app.command()
 def demo(
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[URL]",
+            help="redis://HOST and the like: the stores are there, under new names, and are removed. 450 MB, 40 with --fast.",
+            show_default="this disk",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The same as one web page.")] = Path(
         "oram-demo.html"
     ),
@@ -612,4 +667,7 @@ def demo(
     """
     from oram.cli.demo import run as run_demo
 
-    run_demo(output=output, directory=directory, accesses=accesses, seed=seed, fast=fast)
+    if url is not None and not places.remote(place := places.url(url)):
+        raise InputError("the demo is on this disk, or on a server: redis://HOST, rediss://HOST or unix:///SOCKET")
+    server = None if url is None else place
+    run_demo(output=output, directory=directory, accesses=accesses, seed=seed, fast=fast, server=server)

@@ -29,7 +29,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Ring(Side):
-    """The Ring store, whose server is memory that plays a remote one.
+    """The Ring store, whose server is far away or plays that.
 
     choice: which of the slots not read yet a bucket was asked for. one_by_one: what moves where the server cannot XOR.
     """
@@ -55,6 +55,7 @@ class Comparison:
     encrypted: Side
     oblivious: Side
     ring: Ring
+    server: bool = False  # all stores are on one; else Ring is in memory that plays one
 
 
 def verdict(found: Comparison) -> tuple[str, str, str]:
@@ -104,11 +105,16 @@ def move_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
 
 def cost_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
     """Durability, store, accesses a second, p50 and p99 in microseconds, round trips, bytes of slots moved, bytes of journal."""
-    for durability in RUNS:
-        for side in (found.encrypted, found.oblivious):
-            cost = side.costs[str(durability)]
+    sides = [("encrypted", found.encrypted), ("Path", found.oblivious)]
+    if found.server:  # else its times say nothing beside theirs
+        sides.append(("Ring", found.ring))
+    for durability in map(str, RUNS):
+        for name, side in sides:
+            if durability not in side.costs:
+                continue
+            cost = side.costs[durability]
             moved = cost.bytes_read + cost.bytes_written
             yield (
-                str(durability), side.title.split()[0].lower(), f"{cost.per_second:,.0f}", f"{cost.p50:,.0f}", f"{cost.p99:,.0f}",
+                durability, name, f"{cost.per_second:,.0f}", f"{cost.p50:,.0f}", f"{cost.p99:,.0f}",
                 f"{cost.round_trips:.1f}", f"{moved:,.0f}", f"{cost.journal:,.0f}",
             )  # fmt: skip

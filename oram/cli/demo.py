@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from rich.text import Text
 
 import oram
 from oram.assembly import Shape
-from oram.backends import Capability, LMDBBackend, MemoryBackend
-from oram.cli import encrypted, picture, workload
+from oram.backends import Backend, Capability, LMDBBackend, MemoryBackend
+from oram.cli import encrypted, picture, places, workload
 from oram.cli.comparison import RUNS, Comparison, Ring, Side, cost_rows, move_rows, p_text, verdict
 from oram.cli.credentials import write_key
 from oram.cli.exits import InputError
@@ -27,7 +27,7 @@ from oram.cli.progress import Meter, meter
 from oram.cli.view import BINS, Cost, Moved, View
 from oram.engine import Durability
 from oram.errors import StoreExistsError
-from oram.params import PathGeometry, RingGeometry
+from oram.params import PathGeometry, RingGeometry, RingParams
 from oram.trace import TraceBackend
 
 __all__ = ["FAST", "FULL", "Setting", "compare", "run", "show"]
@@ -67,24 +67,94 @@ class FarBackend(MemoryBackend):
     capabilities: ClassVar[Capability] = Capability.ATOMIC | Capability.XOR | Capability.REMOTE
 
 
-def run(*, output: Path, directory: Path | None, accesses: int | None, seed: int, fast: bool) -> None:
-    """Load the stores, run the workload, print the comparison and write it as a web page."""
+class Ground(Protocol):
+    """Where the demo's stores lie."""
+
+    #: Whether that is a server.
+    remote: bool
+
+    def room(self, store: str) -> AbstractContextManager[None]:
+        """Around all that one store does."""
+        ...
+
+    def open(self, store: str, *, sync: bool, create: bool) -> Backend:
+        """The backend of a store: "encrypted", "oblivious" or "ring"."""
+        ...
+
+    def state(self, store: str) -> Path | None:
+        """Where its client state lies, None for beside the slots."""
+        ...
+
+    def trace(self, backend: Backend) -> TraceBackend:
+        """Records what the server sees."""
+        ...
+
+
+class Disk:
+    """On this disk; and in memory that plays a server far away, for Ring."""
+
+    remote = False
+    trace = staticmethod(TraceBackend)
+
+    def __init__(self, home: Path, client: Path) -> None:
+        self._home, self._client = home, client
+
+    def room(self, store: str) -> AbstractContextManager[None]:  # noqa: ARG002  # it stays
+        return nullcontext()
+
+    def open(self, store: str, *, sync: bool, create: bool) -> Backend:
+        return FarBackend() if store == "ring" else LMDBBackend(self._home / store, sync=sync, create=create)
+
+    def state(self, store: str) -> Path | None:
+        return self._client if store == "ring" else None
+
+
+class Server:
+    """On a server; the client states are on this disk."""
+
+    remote = True
+
+    def __init__(self, place: str, client: Path) -> None:
+        from oram.cli import guest  # not at the top: it brings redis
+
+        self._guest, self._client = guest.Guest.of(places.server(place)), client
+        self.room = self._guest.room
+        self.trace: Callable[[Backend], TraceBackend] = guest.WireTrace
+
+    def open(self, store: str, *, sync: bool, create: bool) -> Backend:  # noqa: ARG002  # both are the server's affair
+        return self._guest.open(store)
+
+    def state(self, store: str) -> Path | None:
+        return self._client / store
+
+
+def run(
+    *, output: Path, directory: Path | None, accesses: int | None, seed: int, fast: bool, server: str | None = None
+) -> None:
+    """Load the stores, run the workload, print the comparison and write it as a web page.
+
+    server: the URL of one, on which all stores are then, and removed again.
+    """
     setting = FAST if fast else FULL
     if seed < 0:
         raise InputError("--seed is a number of 0 or more")
     if not output.parent.is_dir():
         raise InputError(f"there is no directory {output.parent}")
+    if server is not None and directory is not None:
+        raise InputError("--dir keeps the stores on this disk; those on a server are removed")
     console = Console()
     place: AbstractContextManager[str | Path] = (
         tempfile.TemporaryDirectory(prefix="oram-demo-") if directory is None else nullcontext(directory)
     )
     with place as home:
         found = compare(
-            Path(home), setting, setting.accesses if accesses is None else accesses, seed, keep=directory is not None
-        )
+            Path(home), setting, setting.accesses if accesses is None else accesses, seed, keep=directory is not None, server=server,
+        )  # fmt: skip
     output.write_text(picture.page(found), encoding="utf-8")
     show(console, found)
     console.print(f"\nThe same as a web page: {output}", highlight=False, soft_wrap=True)
+    if server is not None:
+        console.print("What was made on the server is removed.")
     if directory is not None:
         console.print(
             f"The oblivious store, Path, is {directory / 'oblivious'}; its key is in {directory / 'key'}.",
@@ -95,54 +165,57 @@ def run(*, output: Path, directory: Path | None, accesses: int | None, seed: int
 # --- the stores
 
 
-def compare(home: Path, setting: Setting, accesses: int, seed: int, *, keep: bool = False) -> Comparison:
+def compare(
+    home: Path, setting: Setting, accesses: int, seed: int, *, keep: bool = False, server: str | None = None
+) -> Comparison:
     """Run the demo in a directory.
 
-    keep: write the key of the oblivious store to a file beside it.
+    keep: write the key of the oblivious store to a file beside it. server: the URL of one for the stores.
     """
     if any((home / name).exists() for name in ("encrypted", "oblivious", "key")):
         raise StoreExistsError("the directory has the stores of a demo already")
-    with meter("reading the character database") as bar:
+    with meter("reading the character database") as bar, tempfile.TemporaryDirectory(prefix="oram-demo-") as client:
+        ground: Ground = Disk(home, Path(client)) if server is None else Server(server, Path(client))
         records = list(workload.characters(setting.step))
         asked = workload.requests(records, accesses, seed)
-        plain = _run_encrypted(home / "encrypted", records, asked, bar)
+        plain = _run_encrypted(ground, records, asked, bar)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = (write_key(home / "key").key if keep else None) or oram.generate_key()
-        oblivious, geometry = _run_oblivious(home / "oblivious", key, records, asked, setting, bar)
-        with tempfile.TemporaryDirectory(prefix="oram-demo-") as client:
-            ring = _run_ring(Path(client), records, asked, setting, bar)
+        oblivious, geometry = _run_oblivious(ground, key, records, asked, setting, bar)
+        ring = _run_ring(ground, records, asked, setting, bar)
     return Comparison(
         len(records), unicodedata.unidata_version, accesses, sum(request.value is not None for request in asked), seed,
-        geometry, setting.tree_top, BLOCK, tuple(name.decode() for name, _ in records), plain, oblivious, ring,
+        geometry, setting.tree_top, BLOCK, tuple(name.decode() for name, _ in records), plain, oblivious, ring, ground.remote,
     )  # fmt: skip
 
 
 def _run_encrypted(
-    path: Path, records: Sequence[tuple[bytes, bytes]], asked: Sequence[workload.Request], bar: Meter
+    ground: Ground, records: Sequence[tuple[bytes, bytes]], asked: Sequence[workload.Request], bar: Meter
 ) -> Side:
     bar.stage("encrypted store: loading", None)
-    start = time.perf_counter()
-    with LMDBBackend(path, sync=False) as backend:
-        store = encrypted.EncryptedStore(backend, BLOCK)
-        store.load(records)
-        backend.sync()
-    loaded = time.perf_counter() - start
     costs, seen, moved = {}, None, None
-    for durability in RUNS:
-        bar.stage(f"encrypted store: accesses, {durability}", len(asked))
-        with LMDBBackend(path, sync=durability is Durability.SYNC, create=False) as backend:
-            trace = TraceBackend(backend)
-            store.backend = trace
-            costs[str(durability)] = Cost.of(trace, _drive(store, asked, bar))
-            seen = seen or View.of_records(trace.events, encrypted.REGION, len(records))
-            moved = moved or Moved.of_slots(trace, len(asked), encrypted.REGION, ("read", "write"))
+    with ground.room("encrypted"):
+        start = time.perf_counter()
+        with ground.open("encrypted", sync=False, create=True) as backend:
+            store = encrypted.EncryptedStore(backend, BLOCK)
+            store.load(records)
+            backend.sync()
+        loaded = time.perf_counter() - start
+        for durability in RUNS:
+            bar.stage(f"encrypted store: accesses, {durability}", len(asked))
+            with ground.open("encrypted", sync=durability is Durability.SYNC, create=False) as backend:
+                trace = ground.trace(backend)
+                store.backend = trace
+                costs[str(durability)] = Cost.of(trace, _drive(store, asked, bar))
+                seen = seen or View.of_records(trace.events, encrypted.REGION, len(records))
+                moved = moved or Moved.of_slots(trace, len(asked), encrypted.REGION, ("read", "write"))
     assert seen is not None
     assert moved is not None
     return Side("Encrypted store", "slot", seen, costs, loaded, moved)
 
 
 def _run_oblivious(
-    path: Path,
+    ground: Ground,
     key: bytes,
     records: Sequence[tuple[bytes, bytes]],
     asked: Sequence[workload.Request],
@@ -150,36 +223,39 @@ def _run_oblivious(
     bar: Meter,
 ) -> tuple[Side, PathGeometry]:
     bar.stage("oblivious store: bulk load", len(records))
-    start = time.perf_counter()
-    with LMDBBackend(path, sync=False) as backend:
-        store = oram.create(
-            TraceBackend(backend), key=key, capacity=len(records), block_size=BLOCK, scheme="path", tree_top=setting.tree_top,
-            durability="process", items=records, progress=bar.at,
-        )  # fmt: skip
-        with store:
-            store.flush()
-            geometry = Shape.of(store.info()).geometry
-    loaded = time.perf_counter() - start
-    assert isinstance(geometry, PathGeometry)
-    first = geometry.offsets[-2]
+    name = "oblivious"
+    state = ground.state(name)
     costs, seen, moved = {}, None, None
-    for durability in RUNS:
-        bar.stage(f"oblivious store: accesses, {durability}", len(asked))
-        with LMDBBackend(path, sync=durability is Durability.SYNC, create=False) as backend:
-            trace = TraceBackend(backend)
-            with oram.open(trace, key=key, durability=durability) as store:
-                trace.clear()
-                costs[str(durability)] = Cost.of(trace, _drive(store, asked, bar))
-                region = next(event.region for event in trace.events if event.op == "read")
-                seen = seen or View.of_paths(trace.events, region, first, geometry.slots - first)
-                moved = moved or Moved.of_slots(trace, len(asked), region)
+    with ground.room(name):
+        start = time.perf_counter()
+        with ground.open(name, sync=False, create=True) as backend:
+            store = oram.create(
+                ground.trace(backend), key=key, capacity=len(records), block_size=BLOCK, scheme="path", tree_top=setting.tree_top,
+                durability="process", state=state, items=records, progress=bar.at,
+            )  # fmt: skip
+            with store:
+                store.flush()
+                geometry = Shape.of(store.info()).geometry
+        loaded = time.perf_counter() - start
+        assert isinstance(geometry, PathGeometry)
+        first = geometry.offsets[-2]
+        for durability in RUNS:
+            bar.stage(f"oblivious store: accesses, {durability}", len(asked))
+            with ground.open(name, sync=durability is Durability.SYNC, create=False) as backend:
+                trace = ground.trace(backend)
+                with oram.open(trace, key=key, durability=durability, state=state) as store:
+                    trace.clear()
+                    costs[str(durability)] = Cost.of(trace, _drive(store, asked, bar))
+                    region = next(event.region for event in trace.events if event.op == "read")
+                    seen = seen or View.of_paths(trace.events, region, first, geometry.slots - first)
+                    moved = moved or Moved.of_slots(trace, len(asked), region)
     assert seen is not None
     assert moved is not None
     return Side("Oblivious store: Path", "page", seen, costs, loaded, moved), geometry
 
 
 def _run_ring(
-    client: Path,
+    ground: Ground,
     records: Sequence[tuple[bytes, bytes]],
     asked: Sequence[workload.Request],
     setting: Setting,
@@ -187,25 +263,26 @@ def _run_ring(
 ) -> Ring:
     """Ring where it is meant to be: slots far away, client state on this disk. One handle, so that the trace has all since the load."""
     bar.stage("oblivious store, Ring: bulk load", len(records))
-    start = time.perf_counter()
-    with FarBackend() as backend:
-        trace = TraceBackend(backend)
-        store = oram.create(
-            trace, key=oram.generate_key(), capacity=len(records), block_size=BLOCK, scheme="ring", tree_top=setting.tree_top,
-            durability="process", state=client, items=records, progress=bar.at,
-        )  # fmt: skip
-        with store:
-            loaded = time.perf_counter() - start
-            g = Shape.of(store.info()).geometry
-            assert isinstance(g, RingGeometry)
-            bar.stage("oblivious store, Ring: accesses", len(asked))
-            trace.clear()
-            cost = Cost.of(trace, _drive(store, asked, bar))
-            region = next(event.region for event in trace.events if event.op == "xor")
-            first = g.slots - (g.n << g.L)
-            seen = View.of_buckets(trace.events, region, first, g.n << g.L)
-            choice = View.of_choices(trace.events, region, g.n, seed=1)
-            moved, apart = (Moved.of_xor(trace, region, folded=folded) for folded in (True, False))
+    with ground.room("ring"):
+        start = time.perf_counter()
+        with ground.open("ring", sync=False, create=True) as backend:
+            trace = ground.trace(backend)
+            store = oram.create(
+                trace, key=oram.generate_key(), capacity=len(records), block_size=BLOCK, scheme=RingParams(xor=True),
+                tree_top=setting.tree_top, durability="process", state=ground.state("ring"), items=records, progress=bar.at,
+            )  # fmt: skip
+            with store:
+                loaded = time.perf_counter() - start
+                g = Shape.of(store.info()).geometry
+                assert isinstance(g, RingGeometry)
+                bar.stage("oblivious store, Ring: accesses", len(asked))
+                trace.clear()
+                cost = Cost.of(trace, _drive(store, asked, bar))
+                region = next(event.region for event in trace.events if event.op == "xor")
+                first = g.slots - (g.n << g.L)
+                seen = View.of_buckets(trace.events, region, first, g.n << g.L)
+                choice = View.of_choices(trace.events, region, g.n, seed=1)
+                moved, apart = (Moved.of_xor(trace, region, folded=folded) for folded in (True, False))
     return Ring(
         "Oblivious store: Ring",
         "slot",
@@ -251,9 +328,13 @@ def show(console: Console, found: Comparison) -> None:
         highlight=False,
     )
     r = found.ring.geometry
+    where = (
+        "All three stores are on the server. Of Ring it has"
+        if found.server
+        else "The Ring store is in memory that plays a remote server,"
+    )
     console.print(
-        f"The Ring store is in memory that plays a remote server, levels {r.T} to {r.L} of its tree, with {r.Z} blocks and {r.S} dummies or more "
-        f"in each bucket.",
+        f"{where} levels {r.T} to {r.L} of its tree, with {r.Z} blocks and {r.S} dummies or more in each bucket.",
         highlight=False,
     )
     bars = BINS if console.width >= 2 * (BINS + 5) else BINS // 2

@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,14 +20,17 @@ import oram
 from oram import kernels
 from oram.assembly import Shape
 from oram.backends import Slots
+from oram.cli import places
 from oram.cli.exits import one_line
-from oram.errors import CipherUnavailableError, IntegrityError, ParameterError
+from oram.errors import BackendWarning, CipherUnavailableError, IntegrityError, ParameterError
 from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry
 from oram.record import OVERHEAD
 
-__all__ = ["describe", "examine", "report", "rows"]
+__all__ = ["describe", "examine", "look", "report", "rows"]
 
 _PACKAGES = ("cffi", "cryptography", "lmdb", "numpy", "pyaegis", "rich", "typer")
+_REDIS = ("redis", "hiredis")  # the extra
+_NOTHING = "Nothing to improve."
 _PAGE = 4096  # bytes sealed at a time when a cipher is measured
 _PAGES = 128
 _SECONDS = 0.08  # for each direction
@@ -82,7 +86,7 @@ def _ring(g: RingGeometry) -> dict[str, Any]:
         "dummies_a_bucket": g.S,
         "accesses_an_eviction": g.A,
         "metadata": g.metadata,
-        "xor": {None: "where the backend can", True: "always", False: "never"}[g.xor],
+        "xor": {None: "where the backend can and it saves time", True: "always", False: "never"}[g.xor],
         "slots_an_access": g.levels,
         "slots": g.slots,
         "slot_bytes": g.slot_size,
@@ -118,12 +122,26 @@ def examine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "lmdb_library": _lmdb_library(),
+        "redis": {name: _version(name) for name in _REDIS},
         "openssl": _openssl(),
         "kernels": {"active": active, "native": _native(), "problem": trouble},
         "aes_hardware": _aes_hardware(),
         "ciphers": {cipher: _measure(cipher) for cipher in kernels.CIPHERS} if active else {},
     }
     return found | {"advice": _advice(found)}
+
+
+def look(found: dict[str, Any], place: str, state: Path | None) -> dict[str, Any]:
+    """What ``examine`` found, and the header of a store; of one on a server also the settings that can lose it, as far as the server says."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", BackendWarning)
+        found = found | {"store": describe(oram.info(place, state=state))}
+    if places.remote(place):
+        troubles = [str(one.message) for one in caught if issubclass(one.category, BackendWarning)]
+        advice = [sentence for sentence in found["advice"] if sentence != _NOTHING]
+        advice += [f"The server's setting: {trouble}." for trouble in troubles]
+        found |= {"server": {"settings": troubles}, "advice": advice or [_NOTHING]}
+    return found
 
 
 def _version(package: str) -> str | None:
@@ -231,7 +249,7 @@ def _advice(found: dict[str, Any]) -> list[str]:
             advice.append(
                 f"aegis-256 seals 4 KB {factor:.1f} times as fast as aes-256-gcm here: oram create --cipher aegis-256."
             )
-    return advice or ["Nothing to improve."]
+    return advice or [_NOTHING]
 
 
 def _reinstall() -> str:
@@ -257,6 +275,7 @@ def report(found: dict[str, Any]) -> str:
         ("python", f"{found['python']} on {found['platform']}, {found['cores']} cores"),
         ("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())),
         ("lmdb library", found["lmdb_library"] or "missing"),
+        ("redis extra", _extra(found["redis"])),
         ("openssl", found["openssl"] or "unknown"),
         ("native kernels", found["kernels"]["native"]),
         ("active kernels", found["kernels"]["active"] or found["kernels"]["problem"]),
@@ -266,7 +285,21 @@ def report(found: dict[str, Any]) -> str:
     lines = [f"{name:16} {value}" for name, value in facts]
     if "store" in found:
         lines += ["", "the header of the store, not authenticated:", rows(found["store"])]
+    if "server" in found:
+        lines += ["", "settings of its server that can lose slots, as far as it says: " + _listed(found["server"])]
     return "\n".join([*lines, "", *found["advice"]])
+
+
+def _extra(versions: dict[str, str | None]) -> str:
+    """The packages of an extra, or how to get them."""
+    have = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
+    if None not in versions.values():
+        return f"installed: {have}"
+    return f"not installed ({have}); for stores on a Redis or Valkey server: pip install 'oram[redis]'"
+
+
+def _listed(server: dict[str, Any]) -> str:
+    return f"{len(server['settings'])}, see below" if server["settings"] else "none"
 
 
 def _speed(measured: dict[str, Any]) -> str:

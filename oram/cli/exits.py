@@ -8,7 +8,7 @@ from oram import errors
 
 __all__ = ["CLOSED", "CODES", "INTERRUPTED", "InputError", "StoppedError", "explain", "one_line"]
 
-USAGE, PLACE, KEY, INTEGRITY, LOCKED, BACKEND, SIZE, BACKUP, OTHER = range(2, 11)
+USAGE, PLACE, KEY, INTEGRITY, LOCKED, BACKEND, SIZE, BACKUP, OTHER, UNAVAILABLE, ACCESS = range(2, 13)
 INTERRUPTED = 130
 CLOSED = 141  # as if SIGPIPE had ended the program
 
@@ -35,6 +35,9 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.WrongKeyError, KEY),
     (errors.IntegrityError, INTEGRITY),
     (errors.StoreLockedError, LOCKED),
+    (errors.FencedError, LOCKED),
+    (errors.BackendUnavailableError, UNAVAILABLE),
+    (errors.BackendAccessError, ACCESS),
     (errors.BackendError, BACKEND),
     (errors.CapacityError, SIZE),
     (errors.KeyTooLargeError, SIZE),
@@ -51,7 +54,10 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 
 #: What can be done, where the library's message does not say it.
-HINTS: tuple[tuple[type[BaseException], str], ...] = ((errors.UncleanShutdownError, "restore a backup"),)
+HINTS: tuple[tuple[type[BaseException], str], ...] = (
+    (errors.UncleanShutdownError, "restore a backup"),
+    (errors.BackendAccessError, "see ORAM_REDIS_USERNAME, ORAM_REDIS_PASSWORD and the server's rules for the user"),
+)
 
 #: Commands whose arguments are keys and values, which a message about a wrong command line must not repeat.
 SECRET_ARGUMENTS = frozenset({"put", "get", "delete"})

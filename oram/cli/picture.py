@@ -65,6 +65,17 @@ def page(found: Comparison) -> str:
         f"characters of Unicode {found.unicode} and their properties. A few records are asked for often and most never (zipf, theta {THETA}, seed "
         f"{found.seed}). All of them encrypt everything; below is all that is left for the server to see."
     )
+    server, times = (
+        (
+            "All stores are on a Redis or Valkey server, which",
+            "Syncs are of the client state only: when the server writes to its disk, its settings say.",
+        )
+        if found.server
+        else (
+            "Its server is memory that plays one far away: it",
+            "The Ring store is in memory that plays a remote server, so its times say nothing beside these.",
+        )
+    )
     sentences = "\n".join(f'<p class="say">{escape(sentence)}</p>' for sentence in verdict(found))
     body = f"""<main>
 <h1>What the server sees</h1>
@@ -85,16 +96,15 @@ def page(found: Comparison) -> str:
 <h2>What an access costs</h2>
 <div class="wide">{_costs(found)}</div>
 <p class="lead">sync survives power loss, process a killed process. Times are those of the client on this machine, with tracing on for both. Bytes are
-those of slots; the journal is client state beside them. Loading took {found.encrypted.load_seconds:.1f} s and {found.oblivious.load_seconds:.1f} s. The Ring
-store is in memory that plays a remote server, so its times say nothing beside these.</p>
+those of slots; the journal is client state beside them. Loading took {found.encrypted.load_seconds:.1f} s and {found.oblivious.load_seconds:.1f} s. {times}</p>
 </section></div>
 {sentences}
 <footer>Blocks of {found.block} bytes. The first oblivious store is Path ORAM with a tree of {g.L + 1} levels; the client keeps the top {g.T} in
 {found.tree_top >> 10:,} KiB of memory and the server holds levels {g.T} to {g.L} in {g.slots:,} pages, of which an access reads and writes {g.layers}. Each
 access is shown by its page of the bottom layer, from which the pages above it follow. What the server saw was recorded between the client and its
 backend, in the run with durability sync. The second is Ring ORAM with Z={r.Z}, A={r.A}, S={r.S} and a tree of {r.L + 1} levels, of which the client keeps
-{r.T}; its client state is on disk. Each access is shown by the slot that it reads at the lowest level. Its server is memory that
-plays one far away: it XORs slots, and what an access writes travels with the next one's read. The test of uniformity is chi-square over
+{r.T}; its client state is on disk. Each access is shown by the slot that it reads at the lowest level. {server} XORs slots, and what
+an access writes travels with the next one's read. The test of uniformity is chi-square over
 {BINS} bins, its p-value by Wilson and Hilferty's approximation; below
 {ALPHA:g} a run is called not uniform, which befalls each uniform one once in {1 / ALPHA:,.0f} times.</footer>
 </main>"""

@@ -18,6 +18,7 @@ EMPTY = 0xFFFFFFFF  # address of an empty slot
 ABSENT, OLD = 0, 1  # codes of Cuckoo's index that are no flush
 COUNTER_BITS = 32  # a reference is generation << COUNTER_BITS | counter; 0 = never written
 MAX_GENERATION = (1 << 31) - 1
+RING_SEED = 32  # bytes of randomness that a batch of Ring takes besides its draws
 CIPHERS = ("aes-256-gcm", "aegis-256")
 
 
@@ -67,6 +68,11 @@ class Requests:
         """Random bytes that the batch consumes: one draw a request, whatever it is, and the seed."""
         return 4 * self.m + self.seed.size
 
+    def rows(self) -> list[tuple[int, int, int]]:
+        """Op, address and draw of each request."""
+        m = self.m
+        return list(zip(self.ops[:m].tolist(), self.addresses[:m].tolist(), self.draws[:m].tolist(), strict=True))
+
     def toss(self, coins: bytes) -> None:
         """Draws and seed from so many random bytes."""
         draws, seed = self._coins
@@ -76,11 +82,12 @@ class Requests:
 
 @dataclass(slots=True)
 class PoolState:
-    """The client's blocks: the content of the cached levels and the stash together, chained by subtree of level T.
+    """Where blocks are, and those of the client: the content of the cached levels and the stash together, chained by subtree of level T.
 
     See docs/architecture.md.
     """
 
+    position: U32  # (N,) leaf of each block
     head: I32  # (2^T,)
     pool_addr: U32  # (cap,)
     pool_leaf: U32  # (cap,)
@@ -119,7 +126,6 @@ class PoolState:
 class PathState(PoolState):
     """The client's part of a Path tree, as flat arrays."""
 
-    position: U32  # (N,)
     refs: U64  # (2^T,)
 
     @classmethod
@@ -141,7 +147,6 @@ class RingState(PoolState):
     references of the metadata of the two buckets below; and roots, those of the buckets of level T, is what the client keeps.
     """
 
-    position: U32  # (N,)
     clock: U64  # (1,)
     refs: U64  # (rows,)
     spent: U64  # (rows, words)
@@ -162,6 +167,27 @@ class RingState(PoolState):
             roots=np.zeros(roots, np.uint64),
             **cls.rows(g, rows),
         )
+
+    @staticmethod
+    def row_type(g: RingGeometry) -> np.dtype[Any]:
+        """A row of metadata as it is sealed."""
+        return np.dtype(
+            [
+                ("children", "<u8", (2,)),
+                ("refs", "<u8"),
+                ("spent", "<u8", (g.words,)),
+                ("addr", "<u4", (g.Z,)),
+                ("slot", "<u2", (g.Z,)),
+            ]
+        )
+
+    @staticmethod
+    def packed(g: RingGeometry, rows: dict[str, Any]) -> npt.NDArray[Any]:
+        """Rows of metadata as they are sealed."""
+        plain = np.zeros(len(rows["refs"]), RingState.row_type(g))
+        for name in plain.dtype.names or ():
+            plain[name] = rows[name]
+        return plain
 
     @staticmethod
     def rows(g: RingGeometry, rows: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from oram.params.common import (
     TAG_SIZE,
     SlotCost,
     check_shape,
+    check_tree_top,
     refuse,
 )
 from oram.params.cuckoo import CuckooGeometry, CuckooParams, Table
@@ -47,6 +48,7 @@ __all__ = [
     "SchemeParams",
     "SlotCost",
     "check_shape",
+    "check_tree_top",
     "geometry_of",
     "linear_is_cheaper",
     "refuse",

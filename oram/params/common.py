@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from oram.errors import ParameterError
 
@@ -38,6 +39,48 @@ def check_shape(capacity: int, block_size: int) -> list[str]:
     if isinstance(block_size, bool) or not isinstance(block_size, int) or not 1 <= block_size <= MAX_BLOCK_SIZE:
         found.append(f"block_size must be an integer from 1 to {MAX_BLOCK_SIZE} bytes")
     return found
+
+
+def check_tree_top(tree_top: object) -> list[str]:
+    """Problems with a size of the cached levels in bytes."""
+    good = isinstance(tree_top, int) and not isinstance(tree_top, bool) and tree_top >= 0
+    return [] if good else ["tree_top must be a number of bytes, 0 or more"]
+
+
+def cached_levels(Z: int, B: int, L: int, tree_top: int) -> int:
+    """How many levels of a tree fit into ``tree_top`` bytes; the leaves are never cached."""
+    T = 0
+    while T < L and tree_top >= Z * B * ((2 << T) - 1):
+        T += 1
+    return T
+
+
+class Tree:
+    """What the geometries of trees have in common."""
+
+    Z: int  # blocks a bucket
+    L: int  # level of the leaves
+    T: int  # first level at the server
+
+    @property
+    def leaves(self) -> int:
+        """2^L."""
+        return 1 << self.L
+
+    @property
+    def cached_slots(self) -> int:
+        """Block slots of the cached levels: the part of the pool that is not stash."""
+        return self.Z * ((1 << self.T) - 1)
+
+    @property
+    def pool_size(self) -> int:
+        """Blocks the pool holds before it must grow: public, and far above what the bound of the paper asks."""
+        raise NotImplementedError
+
+    def checked(self) -> Self:
+        """Itself. ParameterError if its pool would be too large."""
+        refuse([] if self.pool_size <= MAX_POOL else [f"tree_top is too large: it may hold {MAX_POOL} blocks"])
+        return self
 
 
 def refuse(problems: list[str]) -> None:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from oram.params.common import IN_MEMORY, MAX_POOL, MAX_SLOT, TAG_SIZE, SlotCost, check_shape, refuse
+from oram.params.common import (
+    IN_MEMORY,
+    MAX_SLOT,
+    TAG_SIZE,
+    SlotCost,
+    Tree,
+    cached_levels,
+    check_shape,
+    check_tree_top,
+    refuse,
+)
 
 #: Stash that Path ORAM's table 3 gives for a failure probability of 2^-80, by Z. Above it an alarm is raised, never an error.
 STASH_BOUND = {4: 89, 5: 63, 6: 53}
@@ -35,7 +45,7 @@ class PathParams:
 
 
 @dataclass(frozen=True)
-class PathGeometry:
+class PathGeometry(Tree):
     """A Path tree of ``N`` blocks of ``B`` bytes: levels 0..L, of which T..L lie at the server in pages of h levels."""
 
     N: int
@@ -51,22 +61,16 @@ class PathGeometry:
         cls, capacity: int, block_size: int, params: PathParams, tree_top: int, cost: SlotCost = IN_MEMORY
     ) -> PathGeometry:
         """The geometry for ``tree_top`` bytes of cached levels. ParameterError, all problems together."""
-        found = check_shape(capacity, block_size) + params.problems()
-        if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
-            found.append("tree_top must be a number of bytes, 0 or more")
+        found = check_shape(capacity, block_size) + params.problems() + check_tree_top(tree_top)
         refuse(found)
         Z = params.Z
         L = max(1, (capacity - 1).bit_length() - 1)  # ceil(log2 N) - 1 [Path ORAM, section 3]
-        T = 0
-        while T < L and Z * block_size * ((2 << T) - 1) <= tree_top:
-            T += 1
+        T = cached_levels(Z, block_size, L, tree_top)
         heights = [params.page_levels] if params.page_levels else range(1, 7)
         fitting = [cls._whole(capacity, block_size, Z, L, T, min(h, L + 1)) for h in heights]
         fitting = [g for g in fitting if g.slot_size < MAX_SLOT]
         refuse([] if fitting else ["a page must be smaller than 2 GiB: lower block_size, Z or page_levels"])
-        best = min(fitting, key=lambda g: g.layers * (cost.slot + cost.byte * g.slot_size))
-        refuse([] if best.pool_size <= MAX_POOL else [f"tree_top is too large: it may hold {MAX_POOL} blocks"])
-        return best
+        return min(fitting, key=lambda g: g.layers * (cost.slot + cost.byte * g.slot_size)).checked()
 
     @classmethod
     def _whole(cls, N: int, B: int, Z: int, L: int, T: int, h: int) -> PathGeometry:
@@ -118,16 +122,6 @@ class PathGeometry:
     def slot_size(self) -> int:
         """Bytes of a sealed page."""
         return self.plain + TAG_SIZE
-
-    @property
-    def leaves(self) -> int:
-        """2^L."""
-        return 1 << self.L
-
-    @property
-    def cached_slots(self) -> int:
-        """Block slots of the cached levels: the part of the pool that is not stash."""
-        return self.Z * ((1 << self.T) - 1)
 
     @cached_property
     def max_batch(self) -> int:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, Self
 
-from oram.params.common import IN_MEMORY, MAX_POOL, MAX_SLOT, TAG_SIZE, SlotCost, check_shape, refuse
+from oram.params.common import (
+    IN_MEMORY,
+    MAX_SLOT,
+    TAG_SIZE,
+    SlotCost,
+    Tree,
+    cached_levels,
+    check_shape,
+    check_tree_top,
+    refuse,
+)
 
 Metadata = Literal["client", "server"]
 
@@ -53,7 +63,8 @@ class RingParams:
     S: dummies a bucket is written with, at least; None minimises the bandwidth.
     metadata: where each bucket's metadata is. "client": with the client, one round trip an access. "server": sealed at the server, as
     in the paper, two round trips.
-    xor: whether the slots of a path are fetched as their XOR; None does so wherever the backend can.
+    xor: whether the slots of a path are fetched as their XOR; None does so where the backend can
+    and says that it pays, asked anew at each opening (a Redis server by its link).
     """
 
     Z: int | None = None
@@ -74,7 +85,7 @@ class RingParams:
         if where not in ("client", "server"):
             found.append('metadata must be "client" or "server"')
         how: object = self.xor
-        if how not in (None, True, False):
+        if how is not None and not isinstance(how, bool):
             found.append("xor must be True, False or None")
         if found:
             return found
@@ -99,7 +110,7 @@ class RingParams:
 
 
 @dataclass(frozen=True)
-class RingGeometry:
+class RingGeometry(Tree):
     """A Ring tree of ``N`` blocks of ``B`` bytes: levels 0..L, of which T..L lie at the server, Z + S slots a bucket."""
 
     N: int
@@ -118,22 +129,16 @@ class RingGeometry:
         cls, capacity: int, block_size: int, params: RingParams, tree_top: int, cost: SlotCost = IN_MEMORY
     ) -> RingGeometry:
         """The geometry for ``tree_top`` bytes of cached levels. ParameterError, all problems together."""
-        found = check_shape(capacity, block_size) + params.problems()
-        if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
-            found.append("tree_top must be a number of bytes, 0 or more")
+        found = check_shape(capacity, block_size) + params.problems() + check_tree_top(tree_top)
         refuse(found)
         fitting = []
         for Z, A, S in params.sets():
             L = max(1, (-(-2 * capacity // A) - 1).bit_length())  # N <= A * 2^(L-1) [section 4.3]
-            T = 0
-            while T < L and Z * block_size * ((2 << T) - 1) <= tree_top:
-                T += 1
+            T = cached_levels(Z, block_size, L, tree_top)
             fitting.append(cls(capacity, block_size, Z, A, S, L, T, params.metadata, params.xor))
         fitting = [g for g in fitting if max(g.slot_size, g.meta_size) < MAX_SLOT]
         refuse([] if fitting else ["a slot must be smaller than 2 GiB: lower block_size"])
-        best = min(fitting, key=lambda g: g.levels * g.moved * (cost.slot + cost.byte * g.slot_size))
-        refuse([] if best.pool_size <= MAX_POOL else [f"tree_top is too large: it may hold {MAX_POOL} blocks"])
-        return best
+        return min(fitting, key=lambda g: g.levels * g.moved * (cost.slot + cost.byte * g.slot_size)).checked()
 
     @property
     def n(self) -> int:
@@ -179,16 +184,6 @@ class RingGeometry:
     def meta_size(self) -> int:
         """Bytes of a bucket's sealed metadata."""
         return self.meta_plain + TAG_SIZE
-
-    @property
-    def leaves(self) -> int:
-        """2^L."""
-        return 1 << self.L
-
-    @property
-    def cached_slots(self) -> int:
-        """Block slots of the cached levels: the part of the pool that is not stash."""
-        return self.Z * ((1 << self.T) - 1)
 
     @property
     def moved(self) -> float:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from oram.backends.base import RegionShape, SlotRead, Slots, SlotWrite
-from oram.kernels.base import COUNTER_BITS, EMPTY, At, KernelSet, Keys, Op, PathState, PoolFullError, Requests
+from oram.kernels.base import COUNTER_BITS, EMPTY, KernelSet, Keys, PathState, PoolFullError, Requests
 from oram.params import PathGeometry
 from oram.schemes.base import Access, Outcome, Reader
-from oram.schemes.pool import PoolReplay, fill, overflow, place, relink
+from oram.schemes.pool import PoolReplay, Requested, contents, fields, fill, overflow, place, relink, repeat
 from oram.types import I64, U8, U32, U64
 
 _RECORD = struct.Struct("<IIQ")  # requests, pages, reference of the first page
@@ -109,11 +109,9 @@ class PathORAM:
         ]
         return _RECORD.pack(m, slots.size, first_page) + b"".join(part.tobytes() for part in parts)
 
-    def _parse(self, record: bytes) -> tuple[int, U8, U32, U32, U32, U8, I64, U32]:
+    def _parse(self, record: bytes) -> tuple[int, Requested, I64, U32]:
         m, pages, first_page = _RECORD.unpack_from(record)
-        at = _RECORD.size
-        parts = []
-        for dtype, count in (
+        layout = [
             ("u1", m),
             ("<u4", m),
             ("<u4", m),
@@ -121,12 +119,9 @@ class PathORAM:
             ("u1", m * self.block_size),
             ("<i8", pages),
             ("<u4", -1),
-        ):
-            part = np.frombuffer(record, dtype, count, at)
-            at += part.nbytes
-            parts.append(part)
-        where, addresses, draws, pool, after, slots, placed = parts
-        return first_page, where, addresses, draws, pool, after.reshape(m, self.block_size), slots, placed
+        ]
+        where, addresses, draws, pool, blocks, slots, placed = fields(record, _RECORD.size, layout)
+        return first_page, Requested(where, addresses, draws, pool, blocks.reshape(m, self.block_size)), slots, placed
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         """Positions, references, and the pool's addresses and blocks; its leaves and chains follow from them."""
@@ -135,33 +130,21 @@ class PathORAM:
 
     def replay(self, records: Iterable[bytes]) -> None:
         """Each record says absolute things, so the last word stands."""
-        g, state = self.geometry, self._kernel.state
-        pool = PoolReplay(state)
-        for record in records:
-            first_page, where, addresses, draws, slot, after, slots, placed = self._parse(record)
-            first = where != At.REPEAT
-            state.position[addresses[first]] = draws[first] & np.uint32(g.leaves - 1)
-            for addr in (*placed[placed != EMPTY].tolist(), *addresses[first].tolist()):
-                pool.forget(addr)
-            for r in np.flatnonzero(where == At.POOL).tolist():
-                state = pool.grow_to(state, int(slot[r]))
-                pool.put(int(addresses[r]), int(slot[r]), after[r])
+        g, pool = self.geometry, PoolReplay(self._kernel.state)
+        for first_page, requests, slots, placed in map(self._parse, records):
+            pool.apply(g.leaves, requests, placed)
             top = slots[slots < g.offsets[1]]
-            state.refs[top] = np.arange(first_page, first_page + top.size, dtype=np.uint64)
-        self._relink(state)
+            pool.state.refs[top] = np.arange(first_page, first_page + top.size, dtype=np.uint64)
+        self._relink(pool.state)
 
     def _relink(self, state: PathState) -> None:
-        relink(state, state.position, self.geometry.L - self.geometry.T)
+        relink(state, self.geometry.L - self.geometry.T)
         self._kernel.state = state
 
     def redo(self, record: bytes) -> Requests:
         """The same look-ups on the state before it, with the values it left behind."""
-        _, where, addresses, draws, _, after, _, _ = self._parse(record)
-        requests = self.requests(where.size)
-        m = requests.m
-        requests.ops[:m] = np.select([where == At.REPEAT, where == At.NONE], [Op.DUMMY, Op.REMOVE], Op.WRITE)
-        requests.addresses[:m], requests.draws[:m], requests.data[:m] = addresses, draws, after
-        return requests
+        _, requests, _, _ = self._parse(record)
+        return repeat(self.requests(requests.where.size), requests)
 
     # --- scan and bulk load
 
@@ -189,8 +172,7 @@ class PathORAM:
                 live = pages["meta"][..., 0] != EMPTY
                 yield pages["meta"][live][:, 0].astype(np.int64), pages["blocks"][live]
             refs = np.concatenate(below).astype(np.uint64)
-        used = np.flatnonzero(state.pool_addr != EMPTY)
-        yield state.pool_addr[used].astype(np.int64), state.pool_data[used]
+        yield contents(state)
 
     def build(self, addresses: I64, blocks: U8) -> Iterator[SlotWrite]:
         """Place every block as low as its path has room, then write every page once."""

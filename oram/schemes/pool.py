@@ -1,13 +1,14 @@
-"""What Path and Ring have in common outside the kernels: initial positions, and the pool's life outside an access."""
+"""What Path and Ring have in common outside the kernels: initial positions, records, and the pool's life outside an access."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from oram.kernels.base import EMPTY, PoolState
+from oram.kernels.base import EMPTY, At, Op, PoolState, Requests
 from oram.types import I64, U8, U32
 
 S = TypeVar("S", bound=PoolState)
@@ -18,43 +19,79 @@ def initial_positions(N: int, leaves: int, random: bytes) -> U32:
     return np.frombuffer(random, "<u4", N).astype(np.uint32) & np.uint32(leaves - 1)
 
 
-class PoolReplay:
-    """The pool while a journal is replayed: the last word on an address and on a pool slot stands.
+class Requested(NamedTuple):
+    """What a record says of each request of its batch, as in ``Requests``; slots: of the pool."""
+
+    where: U8
+    addresses: U32
+    draws: U32
+    slots: U32
+    blocks: U8
+
+
+class PoolReplay(Generic[S]):
+    """Positions and pool while a journal is replayed: the last word on an address and on a pool slot stands.
 
     Every block is left in the pool slot where it was before the crash: pieces of the pool that were taken earlier stay in force.
+    ``state`` may have grown afterwards.
     """
 
-    def __init__(self, state: PoolState) -> None:
-        self._state = state
+    def __init__(self, state: S) -> None:
+        self.state = state
         self._at: dict[int, set[int]] = {}  # of pieces of different age more than one may name a block
         for q in np.flatnonzero(state.pool_addr != EMPTY).tolist():
             self._at.setdefault(int(state.pool_addr[q]), set()).add(q)
 
-    def forget(self, addr: int) -> None:
-        """The block is not in the pool now."""
-        for q in self._at.pop(addr, ()):
-            self._state.pool_addr[q] = EMPTY
+    def apply(self, leaves: int, requests: Requested, placed: U32) -> None:
+        """One record: the first requests move their blocks, and what was placed at the server is not in the pool."""
+        where, addresses, draws, slots, blocks = requests
+        first = where != At.REPEAT
+        self.state.position[addresses[first]] = draws[first] & np.uint32(leaves - 1)
+        for addr in (*placed[placed != EMPTY].tolist(), *addresses[first].tolist()):
+            for q in self._at.pop(addr, ()):
+                self.state.pool_addr[q] = EMPTY
+        for r in np.flatnonzero(where == At.POOL).tolist():
+            self._put(int(addresses[r]), int(slots[r]), blocks[r])
 
-    def put(self, addr: int, q: int, block: U8) -> None:
-        """It is, in slot q."""
-        state = self._state
+    def _put(self, addr: int, q: int, block: U8) -> None:
+        while q >= self.state.pool_addr.size:  # it grew, and there was no time for the checkpoint
+            self.state = self.state.grown()
+        state = self.state
         if state.pool_addr[q] != EMPTY:
             self._at[int(state.pool_addr[q])].discard(q)
         state.pool_addr[q], state.pool_data[q] = addr, block
         self._at[addr] = {q}
 
-    def grow_to(self, state: S, q: int) -> S:
-        """A pool with a slot q: it grew, and there was no time for the checkpoint."""
-        while q >= state.pool_addr.size:
-            state = state.grown()
-        self._state = state
-        return state
+
+def fields(record: bytes, at: int, layout: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]]:
+    """The arrays of a record from byte ``at`` on: dtype and number of elements of each, -1 for all that is left."""
+    parts = []
+    for dtype, count in layout:
+        part = np.frombuffer(record, dtype, count, at)
+        at += part.nbytes
+        parts.append(part)
+    return parts
 
 
-def relink(state: PoolState, position: U32, shift: int) -> None:
+def repeat(requests: Requests, done: Requested) -> Requests:
+    """Fill in the requests that repeat the effect of those recorded: the same look-ups, with the values that they left behind."""
+    where, addresses, draws, _, blocks = done
+    m = requests.m
+    requests.ops[:m] = np.select([where == At.REPEAT, where == At.NONE], [Op.DUMMY, Op.REMOVE], Op.WRITE)
+    requests.addresses[:m], requests.draws[:m], requests.data[:m] = addresses, draws, blocks
+    return requests
+
+
+def contents(state: PoolState) -> tuple[I64, U8]:
+    """Addresses and blocks of the pool."""
+    used = np.flatnonzero(state.pool_addr != EMPTY)
+    return state.pool_addr[used].astype(np.int64), state.pool_data[used]
+
+
+def relink(state: PoolState, shift: int) -> None:
     """Make the pool's leaves, chains and free slots anew, from positions and ``pool_addr``. A chain is a leaf without its last ``shift`` bits."""
     used, free = np.flatnonzero(state.pool_addr != EMPTY), np.flatnonzero(state.pool_addr == EMPTY)
-    leaf = position[state.pool_addr[used]]
+    leaf = state.position[state.pool_addr[used]]
     state.pool_leaf[used] = leaf
     chain = leaf >> np.uint32(shift)
     order = np.argsort(chain, kind="stable")

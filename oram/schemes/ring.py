@@ -18,10 +18,9 @@ from oram.backends.base import RegionShape, SlotRead, Slots, SlotWrite
 from oram.kernels.base import (
     COUNTER_BITS,
     EMPTY,
-    At,
+    RING_SEED,
     KernelSet,
     Keys,
-    Op,
     PoolFullError,
     Requests,
     RingPlan,
@@ -30,14 +29,14 @@ from oram.kernels.base import (
 )
 from oram.params import RingGeometry
 from oram.schemes.base import Access, Outcome, Reader
-from oram.schemes.pool import PoolReplay, fill, overflow, place, relink
+from oram.schemes.pool import PoolReplay, Requested, contents, fields, fill, overflow, place, relink, repeat
 from oram.types import I64, U8, U32
 
 _RECORD = struct.Struct(
     "<IIIQQQ"
 )  # requests, buckets written anew, roots; clock after it; references of the first slot and metadata
+ROWS = ("refs", "spent", "addr", "slot")  # arrays of the metadata, a row a bucket
 SCAN_BYTES = 8 << 20  # of slots a round trip
-SEED = 32  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +47,8 @@ class Record:
     first_slot: int
     first_meta: int
     seed: U8
-    where: U8
-    addresses: U32
-    draws: U32
+    requests: Requested
     path: U32
-    pool: U32
-    after: U8
     online: I64
     rewritten: I64
     addr: U32
@@ -157,8 +152,12 @@ class RingORAM:
         """Bytes of a record where every bucket on the paths is written anew."""
         g, m = self.geometry, requests.m
         buckets = (m + g.evictions(m)) * g.levels
-        rows = 8 * min(buckets, g.first) if self._server else 2 * m * g.levels + buckets * (8 + 6 * g.Z)
-        return _RECORD.size + SEED + m * (17 + g.B) + rows
+        rows = (
+            4 * g.Z * buckets + 8 * min(buckets, g.first)
+            if self._server
+            else 2 * m * g.levels + buckets * (8 + 6 * g.Z)
+        )
+        return _RECORD.size + RING_SEED + m * (17 + g.B) + rows
 
     def _record(
         self, requests: Requests, plan: RingPlan, written: RingWrite, first_slot: int, first_meta: int, roots: I64
@@ -173,68 +172,53 @@ class RingORAM:
             requests.pool[:m],
             requests.after[:m],
         ]
-        rewritten = 0 if self._server else plan.rewritten.size
         if self._server:
-            parts.append(roots)
+            parts += [written.addr, roots]
         else:  # what changes in the rows; those of the server are in its metadata
             online = np.where(plan.online < 0, n, plan.online % n).astype("<u2")
             parts += [online, plan.rewritten, written.addr, written.slot]
         clock = int(self._kernel.state.clock[0])
-        head = _RECORD.pack(m, rewritten, roots.size, clock, first_slot, first_meta)
+        head = _RECORD.pack(m, plan.rewritten.size, roots.size, clock, first_slot, first_meta)
         return head + b"".join(part.tobytes() for part in parts)
 
     def _parse(self, record: bytes) -> Record:
         g = self.geometry
         m, rewritten, roots, clock, first_slot, first_meta = _RECORD.unpack_from(record)
-        at, parts = _RECORD.size, []
-        online = 0 if self._server else m * g.levels
-        for dtype, count in (
-            ("u1", SEED),
-            ("u1", m),
-            ("<u4", m),
-            ("<u4", m),
-            ("<u4", m),
-            ("<u4", m),
-            ("u1", m * g.B),
-            ("<u2", online),
-            ("<i8", rewritten),
-            ("<u4", rewritten * g.Z),
-            ("<u2", rewritten * g.Z),
-            ("<i8", roots),
-        ):
-            part = np.frombuffer(record, dtype, count, at)
-            at += part.nbytes
-            parts.append(part)
-        seed, where, addresses, draws, path, pool, after, read, buckets, addr, slot, tops = parts
+        there = 0 if self._server else 1  # whether the rows are the client's
+        layout = [
+            ("u1", RING_SEED), ("u1", m), ("<u4", m), ("<u4", m), ("<u4", m), ("<u4", m), ("u1", m * g.B),
+            ("<u2", there * m * g.levels), ("<i8", there * rewritten), ("<u4", rewritten * g.Z),
+            ("<u2", there * rewritten * g.Z), ("<i8", roots),
+        ]  # fmt: skip
+        seed, where, addresses, draws, path, pool, after, online, buckets, addr, slot, tops = fields(
+            record, _RECORD.size, layout
+        )
         return Record(
-            clock, first_slot, first_meta, seed, where, addresses, draws, path, pool, after.reshape(m, g.B),
-            read.astype(np.int64).reshape(-1, g.levels), buckets, addr.reshape(-1, g.Z), slot.reshape(-1, g.Z), tops,
+            clock, first_slot, first_meta, seed, Requested(where, addresses, draws, pool, after.reshape(m, g.B)), path,
+            online.astype(np.int64).reshape(-1, g.levels), buckets, addr.reshape(-1, g.Z), slot.reshape(-1, g.Z), tops,
         )  # fmt: skip
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         """Positions, clock, metadata or the references to it, and the pool's addresses and blocks."""
         state = self._kernel.state
-        rows = [state.roots] if self._server else [state.refs, state.spent, state.addr, state.slot]
+        rows = [state.roots] if self._server else [getattr(state, name) for name in ROWS]
         return [state.position, state.clock, *rows, state.pool_addr, state.pool_data]
 
     def replay(self, records: Iterable[bytes]) -> None:
         """Each record says absolute things, so the last word stands."""
-        g, state = self.geometry, self._kernel.state
-        pool = PoolReplay(state)
+        pool = PoolReplay(self._kernel.state)
         for record in map(self._parse, records):
-            first = record.where != At.REPEAT
+            state = pool.state
             if self._server:
                 state.roots[record.roots] = np.arange(record.first_meta, record.first_meta + record.roots.size)
             else:
                 self._replay_rows(state, record)
             state.clock[0] = record.clock
-            state.position[record.addresses[first]] = record.draws[first] & np.uint32(g.leaves - 1)
-            for addr in (*record.addr[record.addr != EMPTY].tolist(), *record.addresses[first].tolist()):
-                pool.forget(addr)
-            for r in np.flatnonzero(record.where == At.POOL).tolist():
-                state = pool.grow_to(state, int(record.pool[r]))
-                pool.put(int(record.addresses[r]), int(record.pool[r]), record.after[r])
-        relink(state, state.position, g.L - g.T)
+            pool.apply(self.geometry.leaves, record.requests, record.addr)
+        self._relink(pool.state)
+
+    def _relink(self, state: RingState) -> None:
+        relink(state, self.geometry.L - self.geometry.T)
         self._kernel.state = state
 
     def _replay_rows(self, state: RingState, record: Record) -> None:
@@ -252,10 +236,7 @@ class RingORAM:
     def redo(self, record: bytes) -> Requests:
         """The same look-ups and dummies on the state before it, with the values it left behind."""
         old = self._parse(record)
-        requests = self.requests(old.where.size)
-        m = requests.m
-        requests.ops[:m] = np.select([old.where == At.REPEAT, old.where == At.NONE], [Op.DUMMY, Op.REMOVE], Op.WRITE)
-        requests.addresses[:m], requests.draws[:m], requests.data[:m] = old.addresses, old.draws, old.after
+        requests = repeat(self.requests(old.path.size), old.requests)
         requests.seed[:] = old.seed
         return requests
 
@@ -264,30 +245,21 @@ class RingORAM:
     def scan(self, read: Reader) -> Iterator[tuple[I64, U8]]:
         """All metadata where it is the server's, all slots in index order, and then the pool."""
         g, state = self.geometry, self._kernel.state
-        rows = (
-            self._all_rows(read)
-            if self._server
-            else {name: getattr(state, name) for name in ("refs", "spent", "addr", "slot")}
-        )
+        rows = self._all_rows(read) if self._server else {name: getattr(state, name) for name in ROWS}
         step = max(1, SCAN_BYTES // (g.n * g.slot_size))
         for first in range(0, g.buckets, step):
             buckets = np.arange(first, min(first + step, g.buckets))
             slots, refs = self._slots_of(buckets), rows["refs"][buckets]
-            of_slot = np.where(
-                refs[:, np.newaxis] == 0, np.uint64(0), refs[:, np.newaxis] + np.arange(g.n, dtype=np.uint64)
-            )
-            blocks = self._kernel.open_slots(slots, of_slot.reshape(-1), read(SlotRead(self.region, slots))).reshape(
-                -1, g.n, g.B
-            )
-            at = rows["slot"][buckets].astype(np.int64)
-            spent = np.take_along_axis(rows["spent"][buckets], at // 64, 1) >> (at % 64).astype(np.uint64) & np.uint64(
-                1
-            )
-            live = (refs[:, np.newaxis] != 0) & (rows["addr"][buckets] != EMPTY) & (spent == 0)
-            b, z = np.nonzero(live)
-            yield rows["addr"][buckets][b, z].astype(np.int64), blocks[b, at[b, z]]
-        used = np.flatnonzero(state.pool_addr != EMPTY)
-        yield state.pool_addr[used].astype(np.int64), state.pool_data[used]
+            written = refs[:, np.newaxis] != 0
+            of_slot = np.where(written, refs[:, np.newaxis] + np.arange(g.n, dtype=np.uint64), np.uint64(0))
+            sealed = read(SlotRead(self.region, slots))
+            blocks = self._kernel.open_slots(slots, of_slot.reshape(-1), sealed).reshape(-1, g.n, g.B)
+            addr, at = rows["addr"][buckets], rows["slot"][buckets].astype(np.int64)
+            words = np.take_along_axis(rows["spent"][buckets], at // 64, 1)
+            spent = words >> (at % 64).astype(np.uint64) & np.uint64(1)
+            b, z = np.nonzero(written & (addr != EMPTY) & (spent == 0))
+            yield addr[b, z].astype(np.int64), blocks[b, at[b, z]]
+        yield contents(state)
 
     def _all_rows(self, read: Reader) -> dict[str, npt.NDArray[Any]]:
         """The server's metadata, level by level, so that each bucket's reference is at hand when it is its turn."""
@@ -303,7 +275,7 @@ class RingORAM:
                 below.append(rows["children"].reshape(-1))
                 found.append(rows)
             refs = np.concatenate(below)
-        return {name: np.concatenate([rows[name] for rows in found]) for name in ("refs", "spent", "addr", "slot")}
+        return {name: np.concatenate([rows[name] for rows in found]) for name in ROWS}
 
     def build(self, addresses: I64, blocks: U8) -> Iterator[SlotWrite]:
         """Place every block as low as its path has room, then write every slot once, and all metadata."""
@@ -315,8 +287,7 @@ class RingORAM:
                 state = fill(state, rows, addr, blocks)
             else:
                 source[bucket + (1 << level) - g.first, rank] = rows
-        relink(state, state.position, g.L - g.T)
-        self._kernel.state = state
+        self._relink(state)
         base = self._keys.current << COUNTER_BITS | self._keys.counter
         rows_of = RingState.rows(g, g.buckets)
         step = max(1, SCAN_BYTES // (g.n * g.slot_size))
@@ -336,7 +307,7 @@ class RingORAM:
         if self._server:
             yield from self._build_metadata(rows_of)
         else:
-            for name in ("refs", "spent", "addr", "slot"):
+            for name in ROWS:
                 getattr(self._kernel.state, name)[:] = rows_of[name]
 
     def _build_metadata(self, rows: dict[str, npt.NDArray[Any]]) -> Iterator[SlotWrite]:

@@ -26,6 +26,7 @@ from oram.backends import (
 )
 from oram.backends.base import MAX_REGION_NAME, MAX_STATE_KEY
 from oram.errors import BackendError, StoreLockedError
+from oram.trace import TraceBackend
 from oram.types import I64, U8
 
 __all__ = ["BackendConformance", "StateFileConformance"]
@@ -527,6 +528,12 @@ class BackendConformance(_Conformance):
         assert result.folded is not None
         assert np.array_equal(result.folded, [rows[0] ^ rows[1], rows[0]])
         assert np.array_equal(result.data, rows[1:])
+
+    def test_whether_folding_pays_is_said_without_touching_slots(self, backend: Backend) -> None:
+        _need(backend, Capability.XOR)
+        watched = TraceBackend(backend)
+        assert watched.fold_pays(20, SHAPE.slot_size) in (True, False)
+        assert watched.events == []
 
     def test_an_exchange_without_xor_refuses_groups(self, backend: Backend) -> None:
         if Capability.XOR in backend.capabilities:

@@ -117,10 +117,11 @@ class FaultBackend(XorBackend):
     """A backend whose steps fail when told to.
 
     inner: keeps the slots, and survives. state: a state file apart from the slots, that survives too; None for the one of ``inner``, if any.
-    atomic: if False, a ``write_all`` is one step a slot, so that a crash can tear it anywhere. reverse: the slots of such a write land
-    last one first. unsynced: what the writes since the last ``sync`` replaced, in this life and before; a crash loses them (``inner`` must
-    have BUFFER), so that it is DURABLE. None: nothing is ever lost. remote: it says that it is REMOTE. The writes of an ``exchange`` are
-    steps of their own, and land before its read: whatever a crash leaves of a round trip is there after one of its steps.
+    atomic: if False, a ``write_all`` is one step a slot, so that a crash can tear it anywhere, or one for each ``part`` slots, where there are
+    many. reverse: the slots of such a write land last one first. unsynced: what the writes since the last ``sync`` replaced, in this life and
+    before; a crash loses them (``inner`` must have BUFFER), so that it is DURABLE. None: nothing is ever lost. remote: it says that it is REMOTE.
+    The writes of an ``exchange`` are steps of their own, and land before its read: whatever a crash leaves of a round trip is there after one
+    of its steps.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class FaultBackend(XorBackend):
         reverse: bool = False,
         unsynced: Unsynced | None = None,
         remote: bool = False,
+        part: int = 1,
     ) -> None:
         self.inner, self.faults = inner, faults
         gone = Capability.BUFFER | (Capability.NONE if atomic else Capability.ATOMIC)
@@ -140,7 +142,7 @@ class FaultBackend(XorBackend):
         more |= Capability.REMOTE if remote else Capability.NONE
         # Of the object, because it depends on what is inside.
         self.capabilities = inner.capabilities & ~gone | more  # type: ignore[misc]
-        self._atomic, self._reverse = atomic, reverse
+        self._atomic, self._reverse, self._part = atomic, reverse, part
         self._undo = unsynced
         below = state if state is not None else inner.state_file()
         self._file = None if below is None else FaultStateFile(self, below)
@@ -192,7 +194,7 @@ class FaultBackend(XorBackend):
         return self.faults.step("read", lambda: self.inner.exchange((), reads), changes=False)
 
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
-        parts = [writes] if self._atomic else [[part] for write in writes for part in _slot_by_slot(write)]
+        parts = [writes] if self._atomic else [[part] for write in writes for part in _parts(write, self._part)]
         for part in reversed(parts) if self._reverse else parts:
             self.faults.step("write", lambda part=part: self._write(part), changes=True)  # type: ignore[misc]
 
@@ -272,13 +274,14 @@ class Storage:
         reverse: bool = False,
         lossy: bool = False,
         remote: bool = False,
+        part: int = 1,
         slots: Backend | None = None,
     ) -> None:
         self.slots = MemoryBackend() if slots is None else slots
         state = MemoryStateFile() if apart else self.slots.state_file()
         assert state is not None
         self.state: StateFile = state
-        self._apart, self._atomic, self._reverse, self._remote = apart, atomic, reverse, remote
+        self._apart, self._atomic, self._reverse, self._remote, self._part = apart, atomic, reverse, remote, part
         self._unsynced: Unsynced | None = [] if lossy else None
         self.faults = Faults()
 
@@ -294,7 +297,12 @@ class Storage:
             reverse=self._reverse,
             unsynced=self._unsynced,
             remote=self._remote,
+            part=self._part,
         )
+
+    def tear_in_parts(self, part: int) -> None:
+        """From the next life on."""
+        self._part = part
 
     def copy(self) -> Storage:
         """The same content, elsewhere."""
@@ -304,6 +312,7 @@ class Storage:
             reverse=self._reverse,
             lossy=self._unsynced is not None,
             remote=self._remote,
+            part=self._part,
         )
         assert isinstance(self.slots, BufferBackend)
         if self._unsynced is not None:
@@ -316,9 +325,10 @@ class Storage:
         return other
 
 
-def _slot_by_slot(write: SlotWrite) -> Iterator[SlotWrite]:
-    for i in range(write.indices.size):
-        yield SlotWrite(write.region, write.indices[i : i + 1], write.data[i : i + 1])
+def _parts(write: SlotWrite, size: int) -> Iterator[SlotWrite]:
+    for first in range(0, write.indices.size, size):
+        some = slice(first, first + size)
+        yield SlotWrite(write.region, write.indices[some], write.data[some])
 
 
 def crash(faults: Faults, at: int | None, work: Callable[[], T], *, after: bool = False) -> T | None:

@@ -48,6 +48,9 @@ class RemoteBackend(XorBackend):
         self._trip()
         return cast(XorBackend, self.inner).read_xor(region, groups, indices)
 
+    def fold_pays(self, slots: int, slot_size: int) -> bool:
+        return cast(XorBackend, self.inner).fold_pays(slots, slot_size)
+
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
         self._trip()
         self.inner.write_all(writes)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "classifier",
     "confirmed",
     "constant_lengths",
+    "early_rates",
     "excess_rate",
     "graph_excess",
     "input_conditioned",
@@ -38,12 +39,15 @@ __all__ = [
     "same_block_equal",
     "same_block_pairs",
     "serial_independence",
+    "spread",
     "two_world_runs",
+    "uniform_choice",
     "uniform_leaves",
+    "uniform_ranks",
 ]
 
 ALPHA_TOTAL = 1e-6
-FAMILY = 16  # tests that share it, with room to spare
+FAMILY = 40  # tests that share it, with room to spare
 LEVEL = ALPHA_TOTAL / FAMILY
 PERMUTATIONS = 7999  # 1/8000 squared is below LEVEL
 
@@ -133,6 +137,59 @@ def runs_equal(left: Ints, right: Ints, leaves: int) -> Result:
     """Exact binomial on equal leaves at the same place of two runs: Bin(n, 1/leaves) if each run has randomness of its own."""
     hits = sum(a == b for a, b in zip(left, right, strict=True))
     return Result("runs equal", hits, float(scipy_stats.binom.sf(hits - 1, len(left), 1 / leaves)), LEVEL)
+
+
+# --- slots of a Ring bucket
+
+
+def uniform_choice(values: Ints, n: int) -> Result:
+    """Chi-square of numbers 0 <= value < n, each a cell, df = n - 1. For the first slot that is read of a bucket since it was written."""
+    if len(values) < 20 * n:
+        raise ValueError(f"{len(values)} observations are too few for a chi-square test")
+    observed = np.bincount(np.asarray(values, np.int64), minlength=n).astype(np.float64)
+    return _chi_square("uniform choice", observed, len(values) / n, n - 1)
+
+
+def spread(ranks: Iterable[tuple[int, int]], seed: int) -> F64:
+    """(rank + V) / size of each (rank, size), V uniform: uniform and independent if each rank is uniform below its size, whatever came before."""
+    table = np.array(list(ranks), np.float64).reshape(-1, 2)
+    placed: F64 = (table[:, 0] + np.random.default_rng(seed).random(len(table))) / table[:, 1]
+    return placed
+
+
+def uniform_ranks(ranks: Iterable[tuple[int, int]], seed: int) -> Result:
+    """Kolmogorov-Smirnov of ``spread``: each slot that is read is a uniform choice among those that could have been.
+
+    ranks: of the slot read among these, and how many they are: all that were not read since the bucket was written, which is what the server knows; or the
+    dummies among them, for those who know where the blocks are.
+    """
+    placed = spread(ranks, seed)
+    found = scipy_stats.kstest(placed, "uniform")
+    return Result("uniform ranks", float(found.statistic), float(found.pvalue), LEVEL)
+
+
+def early_rates(found: Ints, intervals: Ints, tree: Mapping[str, Any]) -> Result:
+    """Early reshuffles at each level from T on against their exact rate; the worst level, Bonferroni within.
+
+    found, intervals: as ``oracles.early_reshuffles(..., whole=True)`` gives them. In an interval of level l the reads K are Bin(A 2^l - 1, 2^-l),
+    and floor(K / S) of them are early reshuffles: per ReadPath the sum over k >= 1 of P[K >= k S], over A. Reads of different buckets are negatively
+    associated, so the variance of the sum is at most the sum of the variances; the normal approximation is two-sided. A level that cannot vary must be exact.
+    """
+    A, S, T = int(tree["A"]), int(tree["S"]), int(tree["T"])
+    worst = Result("early reshuffles", 0.0, 1.0, LEVEL)
+    for level, (count, n) in enumerate(zip(found, intervals, strict=True), T):
+        reads = scipy_stats.binom((A << level) - 1, 0.5**level)
+        tails = [float(reads.sf(k * S - 1)) for k in range(1, (A << level) // S + 1)]
+        mean = sum(tails)
+        variance = sum((2 * k - 1) * tail for k, tail in enumerate(tails, 1)) - mean**2
+        if variance <= 0:
+            z, p = float(count - round(n * mean)), float(count == round(n * mean))
+        else:
+            z = (count - n * mean) / math.sqrt(n * variance)
+            p = min(1.0, 2 * len(found) * float(scipy_stats.norm.sf(abs(z))))
+        if p < worst.p_value:
+            worst = Result(f"early reshuffles, level {level}", z, p, LEVEL)
+    return worst
 
 
 def _permuted(name: str, statistic: Callable[[npt.NDArray[Any]], float], labels: npt.NDArray[Any], seed: int) -> Result:
@@ -258,7 +315,7 @@ def changed_everywhere(events: Iterable[Event]) -> Result:
     last: dict[tuple[str, int], npt.NDArray[np.uint8]] = {}
     kept = 0
     for event in events:
-        if event.data is None or not event.region.startswith("slots."):
+        if event.data is None or event.op == "xor" or not event.region.startswith(("slots.", "meta.")):
             continue
         for slot, row in zip(event.indices, event.data, strict=True):
             whole = row[: row.size // 16 * 16].reshape(-1, 16)

@@ -9,8 +9,8 @@ learn what it asks, and again under the randomness that makes it look up exactly
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,10 +21,11 @@ from oram.testing.randomness import Coins, Question, count_draws, listen, pinned
 from oram.testing.simulators import Commit, Simulator, canonical, simulator
 from oram.trace import Event, TraceBackend
 
-__all__ = ["PAIRS", "Make", "Pair", "View", "Work", "observe", "same"]
+__all__ = ["PAIRS", "Look", "Make", "Pair", "View", "Work", "observe", "same"]
 
 Work: TypeAlias = Callable[[ObliviousStore], None]
 Make: TypeAlias = Callable[[], tuple[ObliviousStore, TraceBackend]]
+Look: TypeAlias = Callable[[TraceBackend], AbstractContextManager[list[Event]]]
 LONGEST = 24  # bytes of the largest value in these workloads
 RECORDS = 40  # capacity that these workloads want
 
@@ -58,8 +59,17 @@ class View:
         return count_draws(self.asked, self.draws, simulator(self.info).seed)
 
 
-def observe(make: Make, work: Work, seed: int) -> View:
-    """The view of a workload when its requests look up the leaves of ``seed``. ``make`` gives a new store, and its trace."""
+@contextmanager
+def own_trace(trace: TraceBackend) -> Iterator[list[Event]]:
+    """What the trace records meanwhile."""
+    trace.clear()
+    events: list[Event] = []
+    yield events
+    events += trace.events
+
+
+def observe(make: Make, work: Work, seed: int, look: Look = own_trace) -> View:
+    """The view of a workload when its requests look up the leaves of ``seed``. ``make`` gives a new store, and its trace; ``look`` at what the server saw."""
     homes: dict[tuple[Table, int], int] = {}
     with pinned(Coins(seed)), revealing((), homes):
         store, trace = make()
@@ -77,8 +87,9 @@ def observe(make: Make, work: Work, seed: int) -> View:
         again = listen(store._engine)
         coins.sizes.clear()
         trace.clear()
-        work(store)
-        events, commits = list(trace.events), list(trace.state_commits)
+        with look(trace) as events:
+            work(store)
+        commits = list(trace.state_commits)
         store.close()
     if again != asked:
         raise ValueError("a workload of two worlds must not depend on randomness")

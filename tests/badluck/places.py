@@ -6,7 +6,7 @@ from typing import Any
 
 import oram
 from oram.backends import MemoryBackend
-from oram.params import LinearParams, PathParams
+from oram.params import LinearParams, PathParams, RingParams
 from oram.store import ObliviousStore
 from oram.types import U8
 
@@ -15,11 +15,13 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "path": {"scheme": PathParams(page_levels=2), "tree_top": 0},
     "cached": {"scheme": PathParams(page_levels=1), "tree_top": 700},
     "linear": {"scheme": LinearParams()},
+    "ring": {"scheme": RingParams(Z=4, A=3, S=3), "tree_top": 12000},
+    "ring-server": {"scheme": RingParams(Z=4, A=3, S=3, metadata="server", xor=False), "tree_top": 12000},
 }
 MODEL = {b"k%d" % i: b"v%d" % i for i in range(30)}
 
 
-def filled(backend: Any, scheme: str, **options: Any) -> ObliviousStore:
+def filled(backend: Any, scheme: str, /, **options: Any) -> ObliviousStore:
     """A store of 40 records over several pages, all of them written."""
     store = oram.create(
         backend, key=KEY, capacity=40, block_size=200, **{"durability": "process", **SCHEMES[scheme], **options}

@@ -24,6 +24,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "joint": {},
     "apart": {"apart": True},
     "torn": {"apart": True, "atomic": False},
+    "remote": {"apart": True, "remote": True},
 }
 ERRORS: dict[str, type[BaseException]] = {
     "full": BackendFullError,
@@ -73,8 +74,9 @@ def base(place: str, scheme: str) -> Storage:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations(name: str, place: str, what: str, sticky: bool) -> None:
     act, change = OPERATIONS[name]
+    schemes = ["linear", "cached"] if place == "torn" else ["linear", "cached", "ring-server", "ring"]
     for at in range(200):
-        storage = base(place, "cached" if at % 2 else "linear")
+        storage = base(place, schemes[at % len(schemes)])
         store = reopen(storage)
         backend = store._site.backend
         backend.faults.arm(at, ERRORS[what], sticky=sticky)  # type: ignore[attr-defined]

@@ -155,7 +155,7 @@ def test_single_old_slots_under_a_new_clock(history: History) -> None:
         (region,) = (name for name in before.regions() if name.startswith("slots"))
         every = np.arange(before.regions()[region].slots)
         olds = before.read(region, every).data
-    for slot in every.tolist():
+    for slot in every[:: max(1, every.size // 40)].tolist():
         history.place(new, new)
         with LMDBBackend(history.slots, sync=False) as backend:
             if np.array_equal(backend.read(region, every[slot : slot + 1]).data[0], olds[slot]):

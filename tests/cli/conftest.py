@@ -31,7 +31,8 @@ Oram = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("ORAM_KEY", "ORAM_KEY_FILE", "ORAM_PASSPHRASE", "ORAM_NEW_PASSPHRASE", "ORAM_TRACEBACK"):
+    ours = ("KEY", "KEY_FILE", "PASSPHRASE", "NEW_PASSPHRASE", "TRACEBACK", "REDIS_USERNAME", "REDIS_PASSWORD")
+    for name in (f"ORAM_{kind}" for kind in ours):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 

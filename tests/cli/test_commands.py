@@ -340,7 +340,7 @@ def test_doctor_says_how_to_build_the_kernels(
 def test_version_and_help(oram: Oram) -> None:
     assert oram("--version").text == f"oram {library.__version__}\n"
     for text in (oram().text, oram("--help").text, oram("-h").text):
-        for code in (*range(11), 130, 141):
+        for code in (*range(13), 130, 141):
             assert f"\n      {code} " in text
     for command in (
         "create",

@@ -295,20 +295,45 @@ def test_more_than_fits_loads_nothing(oram: Oram, used: Path, tmp_path: Path, bu
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "more"),
+    [
+        (library.errors.BackendFullError, 7, ""),
+        (library.errors.BackendUnavailableError, 11, ", and perhaps the next batch"),
+    ],
+)
 def test_a_load_that_breaks_off_says_how_far_it_came(
-    oram: Oram, used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    oram: Oram,
+    used: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    code: int,
+    more: str,
 ) -> None:
     put_many = library.ObliviousStore.put_many
 
     def failing(store: library.ObliviousStore, items: Any, *, size: int | None = None) -> None:
         if (b"32", b"v") in items:
-            raise library.errors.BackendFullError("no room")
+            raise error("no room")
         put_many(store, items, size=size)
 
     monkeypatch.setattr(library.ObliviousStore, "put_many", failing)
     done = oram("load", used, write(tmp_path / "f.jsonl", ((str(i), "v") for i in range(40))), "--batch", 16)
-    assert (done.code, done.err) == (7, "oram: no room; the first 32 of 40 records were loaded\n")
+    assert (done.code, done.err) == (code, f"oram: no room; the first 32 of 40 records were loaded{more}\n")
     assert len(content(used)) == 33
+
+
+def test_a_bulk_load_whose_end_is_not_known_says_so(
+    oram: Oram, used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(store: library.ObliviousStore, items: Any) -> None:
+        raise library.errors.BackendUnavailableError("no answer")
+
+    monkeypatch.setattr(library.ObliviousStore, "load", failing)
+    done = oram("load", used, write(tmp_path / "f.jsonl", [("a", "b")]), "--bulk")
+    assert done.code == 11
+    assert done.err == "oram: no answer; either nothing was loaded or everything: see keys\n"
 
 
 def test_load_from_stdin_and_columns(oram: Oram, store: Path) -> None:

@@ -7,12 +7,11 @@ Keep this table in step with ``oram.testing``: a new check needs a control here,
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 
 import oram
-from oram.backends import Backend, MemoryBackend, SlotRead, Slots, SlotWrite
+from oram.backends import Backend, SlotRead, Slots, SlotWrite
 from oram.engine import Engine
 from oram.errors import OramError
 from oram.kernels.base import COUNTER_BITS, EMPTY, At, Op, PathPlan, Requests
@@ -37,47 +36,28 @@ from oram.testing.worlds import PAIRS, RECORDS, observe, same
 from oram.trace import Event, TraceBackend
 from oram.types import I64, U8, U32
 
+from . import common
+from .common import RETRIES, Control, Crash, DedupInBatch, ReexecutesAfterACrash, answers_rightly, exact
+
 
 @dataclass(frozen=True)
-class Build:
-    """A way to make stores: which parts take the place of the real ones."""
+class Build(common.Build):
+    usual = {"scheme": oram.PathParams(page_levels=1)}
 
     scheme: type[PathORAM] = PathORAM
-    engine: type[Engine] = Engine
-    store: type[ObliviousStore] = ObliviousStore
     path: Callable[..., Any] | None = None  # of the reference kernels
     keys: Callable[..., Any] | None = None
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(mock.patch("oram.assembly.PathORAM", self.scheme))
-            stack.enter_context(mock.patch("oram.assembly.Engine", self.engine))
-            stack.enter_context(mock.patch("oram.store.ObliviousStore", self.store))
-            if self.path is not None or self.keys is not None:
-                stack.enter_context(mock.patch.dict(os.environ, {"ORAM_KERNELS": "reference"}))
-            if self.path is not None:
-                stack.enter_context(mock.patch("oram.kernels.reference.path", self.path))
-            if self.keys is not None:
-                stack.enter_context(mock.patch("oram.kernels.reference.keys", self.keys))
-            yield
-
-    def make(self, **options: Any) -> tuple[ObliviousStore, TraceBackend]:
-        """A new store and its trace; keyed, with a small cached top, unless the options say otherwise."""
-        trace = TraceBackend(MemoryBackend(), keep_data=options.pop("keep_data", False))
-        Beneath.backend = trace.inner
-        usual: dict[str, Any] = {
-            "key": bytes(32),
-            "capacity": RECORDS,
-            "block_size": 48,
-            "scheme": oram.PathParams(page_levels=1),
-            "tree_top": 700,
-            "durability": "process",
+    def parts(self) -> dict[str, Any]:
+        return {
+            **super().parts(),
+            "oram.assembly.PathORAM": self.scheme,
+            "oram.kernels.reference.path": self.path,
+            "oram.kernels.reference.keys": self.keys,
         }
-        with self.active():
-            store = oram.create(trace, **{**usual, **options})
-        trace.clear()
-        return store, trace
+
+    def begin(self, trace: TraceBackend) -> None:
+        Beneath.backend = trace.inner
 
 
 class Beneath:
@@ -257,16 +237,6 @@ class SizeShows(ObliviousStore):
         return requests.out[:1].tobytes()
 
 
-class DedupInBatch(ObliviousStore):
-    """A key that is asked for twice is looked up once."""
-
-    def get_many(self, keys: Iterable[bytes], *, size: int | None = None) -> list[bytes | None]:
-        wanted = list(keys)
-        once = list(dict.fromkeys(wanted))
-        found = dict(zip(once, super().get_many(once, size=size), strict=True))
-        return [found[key] for key in wanted]
-
-
 # --- slots that are not read or written
 
 
@@ -434,17 +404,6 @@ class CheckpointHasTheStash(PathORAM):
         return [*rest, held]
 
 
-class ReexecutesAfterACrash(Engine):
-    """Recovery restores the state before the interrupted access, and leaves it to the application to ask again."""
-
-    def recover(self) -> None:
-        journal, intent = self.journal, self.journal.intent()
-        if intent is not None:
-            done = replace(intent, sequence=journal.meta.sequence)
-            journal.intent = lambda: done  # type: ignore[method-assign]
-        super().recover()
-
-
 # --- checks: each says whether it accepts a build
 
 
@@ -546,10 +505,6 @@ def classifier(build: Build) -> Result:
     return statistics.classifier(np.array(runs), labels)
 
 
-def _exact(name: str, holds: bool) -> Result:
-    return Result(name, float(not holds), float(holds), 0.0)
-
-
 def two_worlds(*names: str, **options: Any) -> Callable[[Build], Result]:
     def accepts(build: Build) -> Result:
         pairs = [pair for pair in PAIRS if pair.name in names]
@@ -558,7 +513,7 @@ def two_worlds(*names: str, **options: Any) -> Callable[[Build], Result]:
             (observe(lambda: build.make(**options), p.left, 3), observe(lambda: build.make(**options), p.right, 3))
             for p in pairs
         ]
-        return _exact("two worlds", all(same(left, right) for left, right in views))
+        return exact("two worlds", all(same(left, right) for left, right in views))
 
     return accepts
 
@@ -567,14 +522,14 @@ def draws(build: Build) -> Result:
     """One draw a request, whatever it is: the pairs visit hits, misses and blocks in the pool."""
     wanted = {"gets: hits / misses", "a hot key / all keys in turn"}
     views = [observe(build.make, work, 4) for pair in PAIRS if pair.name in wanted for work in (pair.left, pair.right)]
-    return _exact("one draw a request", all(view.one_draw_a_request for view in views))
+    return exact("one draw a request", all(view.one_draw_a_request for view in views))
 
 
 def simulated(**options: Any) -> Callable[[Build], Result]:
     def accepts(build: Build) -> Result:
         pair = next(pair for pair in PAIRS if pair.name == "gets / puts")
         view = observe(lambda: build.make(**options), pair.left, 5)
-        return _exact("simulator", view.simulated().events == view.events)
+        return exact("simulator", view.simulated().events == view.events)
 
     return accepts
 
@@ -582,7 +537,7 @@ def simulated(**options: Any) -> Callable[[Build], Result]:
 def commit_lengths(build: Build) -> Result:
     pair = next(pair for pair in PAIRS if pair.name == "gets / puts")
     view = observe(lambda: build.make(tree_top=3000), pair.left, 5)
-    return _exact("commit lengths", view.simulated().commits == view.commits)
+    return exact("commit lengths", view.simulated().commits == view.commits)
 
 
 def checkpoint_lengths(build: Build) -> Result:
@@ -594,7 +549,7 @@ def checkpoint_lengths(build: Build) -> Result:
             trace.clear()
             store.flush()
             lengths.add(tuple(size for commit in trace.state_commits for _, size in commit if size >= 0))
-    return _exact("checkpoint lengths", len(lengths) == 1)
+    return exact("checkpoint lengths", len(lengths) == 1)
 
 
 def reencrypted(build: Build) -> Result:
@@ -612,7 +567,7 @@ def nonces(build: Build) -> Result:
         for i in range(40):
             store[b"%d" % (i % 9)] = b"x"
             seen.add(check(store))
-    return _exact("nonces", seen.repeats == 0 and len(seen) > 40)
+    return exact("nonces", seen.repeats == 0 and len(seen) > 40)
 
 
 def _watch(build: Build) -> Watch:
@@ -627,24 +582,11 @@ def _watch(build: Build) -> Watch:
 
 
 def infinity_oram(build: Build) -> Result:
-    return _exact("infinity-ORAM", _watch(build).mismatches == 0)
+    return exact("infinity-ORAM", _watch(build).mismatches == 0)
 
 
 def no_strays(build: Build) -> Result:
-    return _exact("no block leaves the server unasked", _watch(build).strays == 0)
-
-
-class Crash(BaseException):
-    """The end of the process."""
-
-
-RETRIES: dict[str, Callable[[ObliviousStore], object]] = {
-    "the same": lambda store: store[b"3"],
-    "another": lambda store: store[b"7"],
-    "a miss": lambda store: store.get(b"nothing"),
-    "a put": lambda store: store.put(b"3", b"new"),
-    "a batch": lambda store: store.get_many([b"3", b"3", b"4"]),
-}
+    return exact("no block leaves the server unasked", _watch(build).strays == 0)
 
 
 def replays(build: Build) -> Result:
@@ -672,22 +614,16 @@ def replays(build: Build) -> Result:
         expected.reopen()
         expected.access(before[-1], 1)
         same_again.append(events == expected.events and commits == expected.commits)
-    return _exact("replay", all(same_again))
+    return exact("replay", all(same_again))
 
 
 # --- the table
 
 
-@dataclass(frozen=True)
-class Control:
-    build: Build
-    check: Callable[[Build], Result]
-
-
 REFERENCE = Build(path=ReferencePath)
 FLAT = {"tree_top": 0}
 
-CONTROLS: dict[str, Control] = {
+CONTROLS: dict[str, Control[Build]] = {
     "no remap on read": Control(Build(scheme=NoRemapOnRead), same_block),
     "remap to a leaf near by": Control(Build(scheme=Nearby), same_block_binned),
     "15-bit leaves": Control(Build(scheme=Rand15), uniform_in_a_tall_tree),
@@ -752,15 +688,4 @@ def test_broken_schemes_work() -> None:
         for durability in ("process", "none"):
             store, _ = control.build.make(durability=durability)
             with control.build.active():
-                model: dict[bytes, bytes] = {}
-                source = random.Random(1)
-                for i in range(60):
-                    key = b"%d" % source.randrange(20)
-                    if i % 3:
-                        store[key] = model[key] = b"%d" % i
-                    elif i % 9:
-                        assert store.get(key) == model.get(key), name
-                    else:
-                        assert store.pop(key, None) == model.pop(key, None), name
-                keys = [b"%d" % i for i in range(20)] * 2
-                assert store.get_many(keys) == [model.get(key) for key in keys], name
+                answers_rightly(store, 60, name)

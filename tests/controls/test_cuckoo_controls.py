@@ -120,8 +120,8 @@ def test_the_real_one_is_like_dummies() -> None:
 
 
 BY_GRAPH: dict[str, type[ReferenceCuckoo]] = {
-    "Cuckoo: keys drawn again until the entries fit": Redrawn,
-    "Cuckoo: what is in a stash gets dummy probes at its level": Alibi,
+    "keys drawn again until the entries fit": Redrawn,
+    "what is in a stash gets dummy probes at its level": Alibi,
 }
 
 
@@ -191,7 +191,7 @@ def rejected(kernel: type[ReferenceCuckoo]) -> bool:
 
     with (
         mock.patch.dict(os.environ, {"ORAM_KERNELS": "reference"}),
-        mock.patch("oram.kernels.reference.ReferenceCuckoo", kernel),
+        mock.patch("oram.kernels.reference.cuckoo", kernel),
     ):
         try:
             view = observe(make, work, seed=1)
@@ -205,9 +205,9 @@ def test_the_simulator_accepts_the_real_one() -> None:
 
 
 BY_SIMULATOR: dict[str, type[ReferenceCuckoo]] = {
-    "Cuckoo: one probe where there is no block": OneProbe,
-    "Cuckoo: a level with nothing alive is skipped": Skipping,
-    "Cuckoo: what is only read stays where it is": Staying,
+    "one probe where there is no block": OneProbe,
+    "a level with nothing alive is skipped": Skipping,
+    "what is only read stays where it is": Staying,
 }
 
 

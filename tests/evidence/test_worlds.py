@@ -14,6 +14,7 @@ from oram.backends import LMDBBackend, MemoryBackend
 from oram.store import ObliviousStore
 from oram.testing.oracles import Watch
 from oram.testing.randomness import Coins
+from oram.testing.remote import RemoteBackend
 from oram.testing.worlds import PAIRS, RECORDS, Make, Pair, observe, same
 from oram.trace import TraceBackend
 
@@ -22,12 +23,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "cached top": {"scheme": oram.PathParams(page_levels=2), "tree_top": 700},
     "all but the leaves cached": {"scheme": oram.PathParams(page_levels=1)},
     "two blocks a value": {"scheme": oram.PathParams(page_levels=2), "tree_top": 0, "blocks_per_value": 2},
+    "ring": {"scheme": oram.RingParams(Z=4, A=3, S=6), "tree_top": 0},
+    "ring, cached top": {"scheme": oram.RingParams(Z=4, A=3, S=6, xor=False), "tree_top": 700},
+    "ring, metadata there": {"scheme": oram.RingParams(Z=3, A=1, S=1, metadata="server"), "tree_top": 0},
     "cuckoo": {"scheme": oram.CuckooParams(c=8)},
     "linear": {"scheme": "linear"},
 }
 FACTORIES: dict[str, Callable[[Path], TraceBackend]] = {
     "memory": lambda _: TraceBackend(MemoryBackend()),
     "lmdb": lambda path: TraceBackend(LMDBBackend(path, sync=False)),
+    "remote": lambda _: TraceBackend(RemoteBackend(MemoryBackend())),
 }
 
 
@@ -39,7 +44,8 @@ def paths(tmp_path: Path) -> Iterator[Path]:
 def maker(options: dict[str, Any], backend: str, paths: Iterator[Path]) -> Make:
     def make() -> tuple[ObliviousStore, TraceBackend]:
         trace = FACTORIES[backend](next(paths))
-        return oram.create(trace, key=bytes(32), capacity=RECORDS, block_size=48, **options), trace
+        place: dict[str, Any] = {"state": next(paths)} if backend == "remote" else {}
+        return oram.create(trace, key=bytes(32), capacity=RECORDS, block_size=48, **place, **options), trace
 
     return make
 
@@ -48,12 +54,12 @@ def compare(pair: Pair, make: Make, **simulation: bool) -> None:
     left, right = observe(make, pair.left, 1), observe(make, pair.right, 1)
     assert left.one_draw_a_request
     assert right.one_draw_a_request
-    assert left.events == right.events
+    assert left.shown == right.shown
     assert left.commits == right.commits
     assert same(left, right)
     if not pair.bulk:
         simulated = left.simulated(**simulation)
-        assert simulated.events == left.events
+        assert simulated.shown == left.shown
         assert simulated.commits == left.commits
 
 
@@ -67,8 +73,21 @@ def test_journaled(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
 
 
 @each_pair
-def test_without_a_journal(pair: Pair, paths: Iterator[Path]) -> None:
-    compare(pair, maker({**LAYOUTS["cached top"], "durability": "none"}, "memory", paths), logged=False)
+@pytest.mark.parametrize("layout", ["cached top", "ring", "cuckoo"])
+def test_without_a_journal(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
+    compare(pair, maker({**LAYOUTS[layout], "durability": "none"}, "memory", paths), logged=False)
+
+
+@each_pair
+@pytest.mark.parametrize("layout", ["cached top", "ring", "ring, metadata there", "cuckoo"])
+def test_remote(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
+    """Write-backs that wait for the next read wait for it whatever was asked, and whatever is asked next."""
+    make = maker({**LAYOUTS[layout], "durability": "process"}, "remote", paths)
+    left, right = observe(make, pair.left, 1), observe(make, pair.right, 1)
+    assert same(left, right)
+    assert {event.op for event in left.events} >= {"read", "write"}
+    if not pair.bulk:
+        assert left.simulated(joint=False, remote=True).shown == left.shown
 
 
 @each_pair
@@ -78,8 +97,9 @@ def test_aegis(pair: Pair, paths: Iterator[Path]) -> None:
 
 
 @each_pair
-def test_lmdb(pair: Pair, paths: Iterator[Path]) -> None:
-    compare(pair, maker({**LAYOUTS["cached top"], "durability": "process"}, "lmdb", paths))
+@pytest.mark.parametrize("layout", ["cached top", "ring, cached top", "cuckoo"])
+def test_lmdb(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
+    compare(pair, maker({**LAYOUTS[layout], "durability": "process"}, "lmdb", paths))
 
 
 def test_workloads_reach_the_pool(paths: Iterator[Path]) -> None:
@@ -91,9 +111,10 @@ def test_workloads_reach_the_pool(paths: Iterator[Path]) -> None:
     assert watch.largest > 10
 
 
-def test_different_leaves_look_different(paths: Iterator[Path]) -> None:
+@pytest.mark.parametrize("layout", ["flat", "ring", "cuckoo"])
+def test_different_leaves_look_different(layout: str, paths: Iterator[Path]) -> None:
     """The comparison can fail."""
-    make = maker({**LAYOUTS["flat"], "durability": "process"}, "memory", paths)
+    make = maker({**LAYOUTS[layout], "durability": "process"}, "memory", paths)
     pair = PAIRS[0]
     assert not same(observe(make, pair.left, 1), observe(make, pair.left, 2))
 

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oram import kernels
 from oram.backends import Slots
-from oram.errors import ParameterError
 from oram.kernels.base import (
     COUNTER_BITS,
     EMPTY,
@@ -30,18 +27,9 @@ from oram.params import LinearGeometry, PathGeometry, PathParams
 from oram.testing.oracles import check_pool
 from oram.types import U8, U32
 
-try:
-    NATIVE: KernelSet | None = kernels.load("native")
-except ParameterError:
-    NATIVE = None
-REFERENCE = kernels.load("reference")
-CIPHERS = st.sampled_from(["aes-256-gcm", "aegis-256"])
+from .common import CIPHERS, NATIVE, REFERENCE, key_of, needs_native
 
-pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built here")
-
-
-def key_of(generation: int) -> bytes:
-    return generation.to_bytes(32, "big")
+pytestmark = needs_native
 
 
 @st.composite

@@ -13,9 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oram import kernels
 from oram.backends import Slots
-from oram.errors import ParameterError
 from oram.kernels.base import (
     COUNTER_BITS,
     At,
@@ -33,20 +31,12 @@ from oram.params.ring import Metadata
 from oram.testing.oracles import check_pool
 from oram.types import I64, U8
 
-try:
-    NATIVE: KernelSet | None = kernels.load("native")
-except ParameterError:
-    NATIVE = None
-REFERENCE = kernels.load("reference")
-CIPHERS = st.sampled_from(["aes-256-gcm", "aegis-256"])
+from .common import CIPHERS, NATIVE, REFERENCE, key_of, needs_native
+
 #: How a kernel is called. All of it has the same effect.
 WAYS = ["slots", "xor", "in place"]
 
-pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native kernels are not built here")
-
-
-def key_of(generation: int) -> bytes:
-    return generation.to_bytes(32, "big")
+pytestmark = needs_native
 
 
 @st.composite

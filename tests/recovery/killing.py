@@ -1,7 +1,8 @@
 """Kills a process that works on a store, again and again, and checks each time that nothing acknowledged was lost.
 
 Run as a program, so that the children forked from it have one thread and no memory of a test runner:
-killing.py PATH STATE DURABILITY KILLS SECONDS SEED. STATE is "-" where it lies beside the slots.
+killing.py PATH STATE DURABILITY KILLS SECONDS SEED SCHEME. STATE is "-" where it lies beside the slots. SCHEME is "path", "ring" or "ring-server"; with
+"-remote" at its end the slots are behind a network, as it were, so that writes wait for the next read.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ import time
 from typing import Any
 
 import oram
+from oram.backends import Backend, LMDBBackend
+from oram.params import PathParams, RingParams, SchemeParams
 from oram.store import ObliviousStore
 from oram.testing.model import check
+from oram.testing.remote import RemoteBackend
 
 KEY = bytes(32)
 CAPACITY = 12
+SCHEMES: dict[str, SchemeParams] = {
+    "path": PathParams(),
+    "ring": RingParams(Z=4, A=3, S=3),
+    "ring-server": RingParams(Z=3, A=1, S=2, metadata="server"),
+}
 Step = tuple[str, Any]
 
 
@@ -76,7 +85,11 @@ def draw(rng: random.Random) -> Step:
     return name, [key() for _ in range(4)] if name == "delete_many" else None
 
 
-def child(where: str, state: str | None, durability: str, seed: int, out: int) -> None:
+def place(path: str, remote: bool, durability: str) -> str | Backend:
+    return RemoteBackend(LMDBBackend(path, sync=durability == "sync")) if remote else f"lmdb:{path}"
+
+
+def child(path: str, remote: bool, state: str | None, durability: str, seed: int, out: int) -> None:
     """Open the store, say what is in it, then work for ever, saying what was begun and what was done."""
 
     def say(*message: object) -> None:
@@ -84,7 +97,7 @@ def child(where: str, state: str | None, durability: str, seed: int, out: int) -
         os.write(out, struct.pack("<I", len(body)) + body)
 
     rng = random.Random(seed)
-    store = oram.open(where, key=KEY, durability=durability, state=state)
+    store = oram.open(place(path, remote, durability), key=KEY, durability=durability, state=state)
     found = dict(store.items())
     check(store, found)
     say("found", found)
@@ -106,7 +119,7 @@ def messages(data: bytes) -> list[tuple[Any, ...]]:
     return found
 
 
-def one_life(arguments: tuple[str, str | None, str], seed: int, lifetime: float) -> list[tuple[Any, ...]]:
+def one_life(arguments: tuple[str, bool, str | None, str], seed: int, lifetime: float) -> list[tuple[Any, ...]]:
     """A child that is killed ``lifetime`` seconds after its birth, or after it has found the store; what it said."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -146,18 +159,22 @@ def one_life(arguments: tuple[str, str | None, str], seed: int, lifetime: float)
 
 
 def main() -> None:
-    path, state, durability, kills, seconds, seed = sys.argv[1:]
-    where, apart = f"lmdb:{path}", None if state == "-" else state
+    path, state, durability, kills, seconds, seed, scheme = sys.argv[1:]
+    remote, scheme = scheme.endswith("-remote"), scheme.removesuffix("-remote")
+    apart = None if state == "-" else state
     rng = random.Random(int(seed))
+    where = place(path, remote, durability)
     oram.create(
-        where, key=KEY, capacity=CAPACITY, block_size=64, scheme="path", tree_top=rng.choice([0, 1000]),
+        where, key=KEY, capacity=CAPACITY, block_size=64, scheme=SCHEMES[scheme], tree_top=rng.choice([0, 1000]),
         durability=durability, state=apart,
     ).close()  # fmt: skip
+    if isinstance(where, Backend):
+        where.close()
     possible: list[dict[bytes, bytes]] = [{}]
     done, lives, until = 0, 0, time.monotonic() + float(seconds)
     while lives < int(kills) and time.monotonic() < until:
         lives += 1
-        for message in one_life((where, apart, durability), rng.randrange(1 << 30), rng.expovariate(1 / 0.012)):
+        for message in one_life((path, remote, apart, durability), rng.randrange(1 << 30), rng.expovariate(1 / 0.012)):
             if message[0] == "found":
                 assert message[1] in possible, f"lost after {lives} kills: {message[1]} instead of one of {possible}"
                 possible = [message[1]]
@@ -166,7 +183,7 @@ def main() -> None:
             else:
                 possible = [possible[1]]
                 done += 1
-    store = oram.open(where, key=KEY, durability=durability, state=apart)
+    store = oram.open(place(path, remote, durability), key=KEY, durability=durability, state=apart)
     assert dict(store.items()) in possible
     check(store, dict(store.items()), by_access=True)
     store.close()

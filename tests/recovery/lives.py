@@ -12,7 +12,7 @@ import numpy as np
 
 import oram
 from oram.backends import Backend
-from oram.params import CuckooParams, LinearParams, PathParams, SchemeParams
+from oram.params import CuckooParams, LinearParams, PathParams, RingParams, SchemeParams
 from oram.store import ObliviousStore
 from oram.testing.faults import FaultBackend, Storage
 from oram.testing.model import check, walk
@@ -23,16 +23,28 @@ PLACES: dict[str, dict[str, Any]] = {
     "unsynced": {"apart": True, "lossy": True},
     "torn": {"apart": True, "atomic": False},
     "torn-reverse-unsynced": {"apart": True, "atomic": False, "reverse": True, "lossy": True},
+    "remote": {"apart": True, "remote": True},
+    "remote-torn-unsynced": {"apart": True, "remote": True, "atomic": False, "lossy": True},
+}
+#: Ring writes many slots at a time. They are torn here and there, also within a bucket.
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "torn-in-parts": {**PLACES["torn-reverse-unsynced"], "part": 7},
+    "remote-torn-in-parts": {**PLACES["remote-torn-unsynced"], "part": 7},
 }
 
-#: scheme, tree_top. Z=1 has a large stash, so that the pool is always in use.
+#: scheme, tree_top. Z=1 has a large stash, so that the pool is always in use. Two or three levels of Ring are at the server. With A=1 every access
+#: evicts; with A=3 single ones after these beginnings do not, and with S=A early reshuffles are frequent.
 SCHEMES: dict[str, tuple[SchemeParams, int]] = {
     "path": (PathParams(page_levels=2), 0),
     "cached": (PathParams(page_levels=1), 1500),
     "stash": (PathParams(Z=1), 0),
     "cuckoo": (CuckooParams(), 0),
     "linear": (LinearParams(), 0),
+    "ring": (RingParams(Z=4, A=3, S=3, xor=False), 480),
+    "ring-evicts": (RingParams(Z=3, A=1, S=2), 1800),
+    "ring-server": (RingParams(Z=3, A=1, S=2, metadata="server"), 1800),
 }
+RINGS = [name for name in SCHEMES if name.startswith("ring")]
 
 KEY = bytes(range(32))
 Content = dict[Any, bytes]
@@ -54,7 +66,7 @@ def open_store(backend: Backend, key: bytes = KEY) -> ObliviousStore:
 @cache
 def keyed(place: str, scheme: str, per_value: int = 1) -> Base:
     params, top = SCHEMES[scheme]
-    storage, model = Storage(**PLACES[place]), {}
+    storage, model = Storage(**{**PLACES, **IN_PARTS}[place]), {}
     store = oram.create(
         storage.connect(), key=KEY, capacity=16, block_size=40, scheme=params, tree_top=top,
         blocks_per_value=per_value, durability="sync",
@@ -76,7 +88,7 @@ def keyed(place: str, scheme: str, per_value: int = 1) -> Base:
 @cache
 def blocks(place: str, scheme: str) -> Base:
     params, top = SCHEMES[scheme]
-    storage, model = Storage(**PLACES[place]), {}
+    storage, model = Storage(**{**PLACES, **IN_PARTS}[place]), {}
     store = oram.create(
         storage.connect(), key=KEY, capacity=16, block_size=40, scheme=params, tree_top=top, keyed=False,
         durability="sync",

@@ -13,18 +13,26 @@ from typing import Any
 import pytest
 
 from oram.engine import Engine
-from oram.params import PathGeometry
+from oram.params import PathGeometry, RingGeometry
 from oram.store import ObliviousStore
 from oram.testing.faults import Crash, Storage, crash
 
-from .lives import PLACES, SCHEMES, Base, Content, blocks, content, keyed, open_store
+from .lives import IN_PARTS, PLACES, RINGS, SCHEMES, Base, Content, blocks, content, keyed, open_store
 
 PAIRS = [
-    *[("joint", scheme) for scheme in SCHEMES],
+    *[("joint", scheme) for scheme in SCHEMES if scheme not in RINGS],
     *[("apart", scheme) for scheme in ("path", "cached", "cuckoo", "linear")],
     *[("unsynced", scheme) for scheme in ("stash", "cuckoo", "linear")],
     *[("torn", scheme) for scheme in ("path", "cached", "linear")],
     *[("torn-reverse-unsynced", scheme) for scheme in ("stash", "cuckoo", "linear")],
+    *[("remote", scheme) for scheme in ("cached", "cuckoo")],
+    ("remote-torn-unsynced", "path"),
+]
+RING_PAIRS = [
+    *[("joint", scheme) for scheme in ("ring", "ring-server")],
+    *[("apart", scheme) for scheme in ("ring-evicts", "ring-server")],
+    *[("remote", scheme) for scheme in RINGS],
+    *[(place, scheme) for place in IN_PARTS for scheme in ("ring-evicts", "ring-server")],
 ]
 NEW = [(b"k%d" % i, b"many%d" % i) for i in (2, 13, 5, 14, 2)]
 
@@ -130,6 +138,12 @@ def test_access(place: str, scheme: str, name: str) -> None:
     crash_everywhere(keyed(place, scheme), KEYED[name])
 
 
+@pytest.mark.parametrize(("place", "scheme"), RING_PAIRS)
+@pytest.mark.parametrize("name", ["overwrite", "delete_many"])
+def test_access_of_ring(place: str, scheme: str, name: str) -> None:
+    crash_everywhere(keyed(place, scheme), KEYED[name])
+
+
 @pytest.mark.parametrize("place", ["joint", "torn"])
 @pytest.mark.parametrize("name", ["put new", "delete", "put_many"])
 def test_access_of_several_blocks(place: str, name: str) -> None:
@@ -142,7 +156,12 @@ def test_blocks(place: str, scheme: str, name: str) -> None:
     crash_everywhere(blocks(place, scheme), BLOCKS[name])
 
 
-@pytest.mark.parametrize(("place", "scheme"), PAIRS)
+@pytest.mark.parametrize(("place", "scheme"), RING_PAIRS[::2])
+def test_blocks_of_ring(place: str, scheme: str) -> None:
+    crash_everywhere(blocks(place, scheme), BLOCKS["write_many"])
+
+
+@pytest.mark.parametrize(("place", "scheme"), [*PAIRS, ("joint", "ring-server"), ("remote", "ring")])
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_store(place: str, scheme: str, name: str) -> None:
     crash_everywhere(keyed(place, scheme), WHOLE[name])
@@ -165,27 +184,47 @@ GROWING = {
 }
 
 
+def before_it_grows(make: Callable[[], Base], size: int) -> Base:
+    """A beginning whose pool has fewer slots than that: now and then chance has filled it before."""
+    for _ in range(20):
+        base = make()
+        if open_store(base.storage.copy().connect())._engine.growth < size:
+            return base
+    pytest.fail("it always grows before")
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", GROWING)
 def test_growth_of_the_pool(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PathGeometry, "pool_size", property(lambda g: 2))
-    base = blocks.__wrapped__(place, "stash")
+    base = before_it_grows(lambda: blocks.__wrapped__(place, "stash"), 16)
     backend = base.storage.copy().connect()
     store = open_store(backend)
-    assert store._engine.growth < 16
     GROWING[name].act(store)
     assert store._engine.growth >= 16
     assert "checkpoint" in backend.faults.steps
     crash_everywhere(base, GROWING[name])
 
 
+@pytest.mark.parametrize(
+    ("place", "scheme"),
+    [("joint", "ring"), ("remote", "ring"), ("remote-torn-in-parts", "ring"), ("remote", "ring-server")],
+)
+def test_growth_of_the_pool_of_ring(place: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RingGeometry, "pool_size", property(lambda g: 2))
+    monkeypatch.setitem(SCHEMES, scheme, (SCHEMES[scheme][0], 0))  # else most blocks are in the pool always
+    base = before_it_grows(lambda: blocks.__wrapped__(place, scheme), 16)
+    backend = base.storage.copy().connect()
+    GROWING["write"].act(open_store(backend))
+    assert "checkpoint" in backend.faults.steps
+    crash_everywhere(base, GROWING["write"])
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_growth_with_a_new_key(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PathGeometry, "pool_size", property(lambda g: 2))
-    base = keyed.__wrapped__(place, "stash")
+    base = before_it_grows(lambda: keyed.__wrapped__(place, "stash"), 14)
     items = [(b"k%d" % i, b"new") for i in range(14)]
-    store = open_store(base.storage.copy().connect())
-    assert store._engine.growth < 14
     crash_everywhere(base, Operation(lambda s: s.put_many(items), lambda m: m.update(items)))
 
 

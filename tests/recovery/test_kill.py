@@ -9,16 +9,22 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 200
+CASES = [
+    *[(durability, apart, "path", 200) for durability in ("sync", "process") for apart in (False, True)],
+    ("sync", False, "ring", 40),
+    ("process", True, "ring-server", 40),
+    ("sync", True, "ring-remote", 40),
+    ("process", True, "ring-server-remote", 40),
+    ("process", True, "path-remote", 40),
+]
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["joint", "apart"])
-@pytest.mark.parametrize("durability", ["sync", "process"])
-def test_nothing_acknowledged_is_lost(tmp_path: Path, durability: str, apart: bool) -> None:
+@pytest.mark.parametrize(("durability", "apart", "scheme", "kills"), CASES)
+def test_nothing_acknowledged_is_lost(tmp_path: Path, durability: str, apart: bool, scheme: str, kills: int) -> None:
     state = str(tmp_path / "state") if apart else "-"
     program = Path(__file__).with_name("killing.py")
     ran = subprocess.run(
-        [sys.executable, program, tmp_path / "store", state, durability, str(KILLS), "20", "1"],
+        [sys.executable, program, tmp_path / "store", state, durability, str(kills), "20", "1", scheme],
         capture_output=True,
         text=True,
         timeout=100,
@@ -26,5 +32,5 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, durability: str, apart: bo
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     result = json.loads(ran.stdout.splitlines()[-1])
-    assert result["lives"] > KILLS // 4  # on a slow disk time may run out before all kills
+    assert result["lives"] > kills // 4  # on a slow disk time may run out before all kills
     assert result["done"] > 0

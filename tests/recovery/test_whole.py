@@ -16,7 +16,7 @@ from oram.errors import StoreExistsError, StoreNotFoundError, WrongKeyError
 from oram.store import ObliviousStore
 from oram.testing.faults import Crash, Storage, crash
 
-from .lives import KEY, PLACES, SCHEMES, content, keyed, open_store
+from .lives import KEY, PLACES, RINGS, SCHEMES, content, keyed, open_store
 
 NEW_KEY = bytes(reversed(KEY))
 ITEMS = {b"k%d" % i: b"v%d" % i for i in range(14)}
@@ -38,13 +38,14 @@ def each_step(act: Callable[[int], bool]) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("scheme", ["cached", "stash", "linear"])
+@pytest.mark.parametrize("scheme", ["cached", "stash", "linear", "ring-server"])
 def test_rekey(place: str, scheme: str) -> None:
     base = keyed(place, scheme)
     outcomes = []
 
     def act(at: int) -> bool:
         storage = base.storage.copy()
+        storage.tear_in_parts(40 if scheme in RINGS else 1)
         store = open_store(backend := storage.connect())
         crash(backend.faults, at, lambda: store.rekey(key=NEW_KEY))
         alive = not backend.faults.dead
@@ -81,7 +82,7 @@ def test_create(place: str, scheme: str, items: dict[bytes, bytes] | None) -> No
         )
 
     def act(at: int) -> bool:
-        storage = Storage(**PLACES[place])
+        storage = Storage(**PLACES[place], part=40 if scheme in RINGS else 1)
         backend = storage.connect()
         crash(backend.faults, at, lambda: make(backend))
         alive = not backend.faults.dead
@@ -98,7 +99,7 @@ def test_create(place: str, scheme: str, items: dict[bytes, bytes] | None) -> No
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("scheme", ["cached", "stash", "linear"])
+@pytest.mark.parametrize("scheme", ["cached", "stash", "linear", "ring", "ring-server"])
 def test_backup_and_restore(place: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = keyed(place, scheme)
     source = base.storage.copy()

@@ -33,7 +33,7 @@ from oram.errors import (
 from oram.store import ObliviousStore
 from oram.testing.model import check
 
-from .places import KEY, small
+from .places import KEY, SCHEMES, small
 
 USES: dict[str, Callable[[ObliviousStore], object]] = {
     "get": lambda s: s[b"a"],
@@ -254,7 +254,7 @@ def test_durability_can_change(first: str, second: str) -> None:
 
 
 @pytest.mark.parametrize("durability", ["process", "none"])
-@pytest.mark.parametrize("scheme", ["path", "linear"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_threads(durability: str, scheme: str) -> None:
     """Each thread has keys of its own, so that its own model is exact; all share the store."""
     store = small(durability=durability, scheme=scheme, capacity=24)

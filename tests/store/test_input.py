@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import oram
-from oram.backends import MemoryBackend
+from oram.backends import LMDBBackend, MemoryBackend
 from oram.errors import (
     AddressError,
     BlockSizeError,
@@ -19,7 +21,7 @@ from oram.errors import (
     ParameterError,
     ValueTooLargeError,
 )
-from oram.params import LinearParams, PathParams
+from oram.params import LinearParams, PathParams, RingParams
 from oram.testing.model import check
 
 from .places import KEY, small, traced
@@ -78,7 +80,7 @@ BLOCKS: dict[str, Bad] = {
 
 
 @pytest.mark.parametrize("durability", ["process", "none"])
-@pytest.mark.parametrize("scheme", ["path", "linear"])
+@pytest.mark.parametrize("scheme", ["path", "linear", "ring"])
 @pytest.mark.parametrize("name", RECORDS)
 def test_records(name: str, scheme: str, durability: str) -> None:
     error, act = RECORDS[name]
@@ -93,7 +95,7 @@ def test_records(name: str, scheme: str, durability: str) -> None:
     check(store, START, by_access=True)
 
 
-@pytest.mark.parametrize("scheme", ["path", "linear"])
+@pytest.mark.parametrize("scheme", ["path", "linear", "ring"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(name: str, scheme: str) -> None:
     error, act = BLOCKS[name]
@@ -131,6 +133,27 @@ def test_sizes(name: str, value: Any) -> None:
         small(**{name: value})
 
 
+#: Parameters of Ring, and what is said of them.
+NO_NUMBERS: list[Any] = [0, -4, True, 4.0, "4", b"4", [4]]
+NO_PLACES: list[Any] = ["nowhere", None, b"client", 1, [], True]
+NO_CHOICES: list[Any] = ["yes", 2, 0.5, []]
+RING: list[tuple[dict[str, Any], str]] = [
+    *[({"Z": value}, "Z must be a positive integer") for value in NO_NUMBERS],
+    *[({"Z": 4, letter: value}, f"{letter} must be a positive integer") for letter in "AS" for value in NO_NUMBERS],
+    *[({"Z": value}, "Z must be an integer from 3 to 128") for value in (1, 2, 129, 1 << 70)],
+    *[(some, "A and S need Z") for some in ({"A": 3}, {"S": 6}, {"A": 3, "S": 6})],
+    ({"Z": 4, "A": 4}, "with Z=4 the stash is bounded for A of at most 3"),
+    ({"Z": 8, "A": 9}, "with Z=8 the stash is bounded for A of at most 8"),
+    ({"Z": 16, "A": 23}, "with Z=16 the stash is bounded for A of at most 20"),
+    ({"Z": 4, "A": 1 << 70}, "at most 3"),
+    ({"Z": 4, "A": 3, "S": 2}, "S must be at least A=3 and at most 1020"),
+    ({"Z": 4, "S": 2}, "S must be at least A=3 and at most 1020"),
+    ({"Z": 4, "S": 1021}, "S must be at least A=3 and at most 1020"),
+    *[({"metadata": value}, 'metadata must be "client" or "server"') for value in NO_PLACES],
+    *[({"xor": value}, "xor must be True, False or None") for value in NO_CHOICES],
+]
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -140,6 +163,7 @@ def test_sizes(name: str, value: Any) -> None:
         ({"scheme": PathParams(Z=65)}, "Z"),
         ({"scheme": PathParams(page_levels=0)}, "page_levels"),
         ({"scheme": PathParams(page_levels=9)}, "page_levels"),
+        *[({"scheme": RingParams(**ring)}, words) for ring, words in RING],
         ({"cipher": "rot13"}, "cipher"),
         ({"cipher": None}, "cipher"),
         ({"durability": "maybe"}, "durability"),
@@ -179,6 +203,38 @@ def test_all_problems_together() -> None:
     assert all(word in str(caught.value) for word in words)
 
 
+def test_all_problems_of_ring_together() -> None:
+    with pytest.raises(ParameterError) as caught:
+        small(scheme=RingParams(Z=0, A="3", S=-1, metadata="x", xor=5), capacity=0)  # type: ignore[arg-type]
+    words = ("Z must", "A must", "S must", "metadata must", "xor must", "capacity")
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["joint", "apart"])
+def test_xor_where_the_backend_cannot(tmp_path: Path, apart: bool) -> None:
+    """Neither a region nor a header is left behind, and the place is free again."""
+    backend = LMDBBackend(tmp_path / "slots", sync=False)
+    options: dict[str, Any] = {"state": tmp_path / "state"} if apart else {}
+    for _ in range(2):
+        with pytest.raises(ParameterError, match="cannot XOR"):
+            small(backend, scheme=RingParams(xor=True), **options)
+        assert not backend.regions()
+        with pytest.raises(oram.errors.OramError):
+            oram.open(backend, key=KEY, **options)
+    for xor in (None, False):
+        with small(LMDBBackend(tmp_path / f"slots {xor}", sync=False), scheme=RingParams(xor=xor)) as store:
+            store[b"a"] = b"1"
+            check(store, {b"a": b"1"}, by_access=True)
+    small(backend, **options).close()
+
+
+def test_the_smallest_and_largest_ring_parameters() -> None:
+    for params in (RingParams(Z=3, A=1, S=1), RingParams(Z=128, A=220, S=896), RingParams(Z=3)):
+        store = small(scheme=params, block_size=48)
+        store.update(START)
+        check(store, START, by_access=True)
+
+
 @pytest.mark.parametrize("scheme", [PathParams(Z=0, page_levels=99), LinearParams()])
 def test_all_problems_of_a_scheme_too(scheme: PathParams | LinearParams) -> None:
     with pytest.raises(ParameterError) as caught:
@@ -187,10 +243,17 @@ def test_all_problems_of_a_scheme_too(scheme: PathParams | LinearParams) -> None
     assert ("Z must" in str(caught.value)) == isinstance(scheme, PathParams)
 
 
-@pytest.mark.parametrize("where", ["", "memory", "memory:x", "lmdb:", "redis://host", "file:/x", "lmdb://host/x"])
-def test_urls(where: str) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [
+        "", "memory", "memory:x", "lmdb:", "file:/x", "lmdb://host/x", "redis:host", "redis://", "redis://host/x", "redis://host?colour=red",
+        "redis://user@host", "rediss://host?lease=0", "unix:socket", "unix://host/socket",
+    ],
+)  # fmt: skip
+def test_urls(where: str, tmp_path: Path) -> None:
     with pytest.raises(ParameterError):
-        oram.create(where, key=KEY, capacity=8, block_size=48)
+        oram.create(where, key=KEY, capacity=8, block_size=48, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
 
 
 def test_bad_items_leave_no_store() -> None:
@@ -235,3 +298,10 @@ def test_methods_of_keys_without_keys() -> None:
         with pytest.raises(ParameterError, match="blocks"):
             act(store)
     assert trace.events == []
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:1", "rediss://localhost:1", "unix:///nowhere"])
+def test_a_server_needs_a_place_for_the_client_state_before_it_is_asked(url: str) -> None:
+    for call in (partial(oram.create, capacity=4, block_size=16), oram.open):
+        with pytest.raises(ParameterError, match="state=PATH"):
+            call(url, key=bytes(32))

@@ -12,11 +12,11 @@ import pytest
 import oram
 from oram.backends import MemoryBackend
 from oram.errors import CapacityError, ParameterError, WrongKeyError
-from oram.params import LinearParams, PathParams
+from oram.params import LinearParams, PathParams, RingParams
 from oram.schemes.path import PathORAM
 from oram.testing.model import check, walk
 
-from .places import KEY, small
+from .places import KEY, SCHEMES, small
 
 DURABILITIES = ["process", "none"]
 
@@ -49,7 +49,10 @@ def exercise(backend: MemoryBackend, durability: str, steps: int = 60, **options
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
-@pytest.mark.parametrize("scheme", ["path", "linear", PathParams(Z=1, page_levels=1), PathParams(Z=3, page_levels=8)])
+@pytest.mark.parametrize(
+    "scheme",
+    ["path", "linear", PathParams(Z=1, page_levels=1), PathParams(Z=3, page_levels=8), "ring", "ring, metadata there"],
+)
 @pytest.mark.parametrize("capacity", [1, 2, 3, 4, 5, 7, 8, 9, 17, 33])
 def test_capacities(capacity: int, scheme: Any, durability: str) -> None:
     exercise(MemoryBackend(), durability, capacity=capacity, scheme=scheme)
@@ -59,7 +62,7 @@ def test_capacities(capacity: int, scheme: Any, durability: str) -> None:
 @pytest.mark.parametrize(
     ("block_size", "per_value"), [(8, 1), (9, 1), (1, 8), (3, 7), (16, 7), (1, 100), (5000, 1), (700, 7)]
 )
-@pytest.mark.parametrize("scheme", ["path", "linear"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_records_of_several_blocks(block_size: int, per_value: int, scheme: str, durability: str) -> None:
     exercise(
         MemoryBackend(),
@@ -85,21 +88,37 @@ def test_tree_tops(tree_top: int, page_levels: int | None, durability: str) -> N
     exercise(MemoryBackend(), durability, tree_top=tree_top, capacity=50, scheme=scheme)
 
 
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("tree_top", [0, 200, 1000, 5000, 1 << 40])
+@pytest.mark.parametrize("metadata", ["client", "server"])
+def test_tree_tops_of_ring(tree_top: int, metadata: Any, durability: str) -> None:
+    scheme = RingParams(Z=4, metadata=metadata)
+    exercise(MemoryBackend(), durability, tree_top=tree_top, capacity=50, scheme=scheme)
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+@pytest.mark.parametrize("xor", [None, False])
+@pytest.mark.parametrize(("Z", "A", "S"), [(3, 1, 1), (4, 3, 3), (8, 8, 13), (16, 20, 29), (32, 46, 60), (128, 1, 300)])
+def test_parameters_of_ring(Z: int, A: int, S: int, xor: bool | None, durability: str) -> None:
+    exercise(MemoryBackend(), durability, scheme=RingParams(Z=Z, A=A, S=S, xor=xor), capacity=20, tree_top=0)
+
+
 def test_a_huge_tree_top_leaves_one_page_a_path() -> None:
     store = small(capacity=100, tree_top=1 << 50)
     assert isinstance(store._engine.scheme, PathORAM)
     assert store._engine.scheme.geometry.layers == 1
 
 
+@pytest.mark.parametrize("scheme", ["path", "ring", "ring, metadata there"])
 @pytest.mark.parametrize("cipher", ["aes-256-gcm", "aegis-256"])
 @pytest.mark.parametrize("kernels", ["native", "reference"])
-def test_kernels_read_each_other(cipher: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_read_each_other(cipher: str, kernels: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if cipher == "aegis-256":
         pytest.importorskip("pyaegis")
     backend, model = MemoryBackend(), {}
     names = [kernels, "native" if kernels == "reference" else "reference"]
     monkeypatch.setenv("ORAM_KERNELS", names[0])
-    store = small(backend, cipher=cipher)
+    store = small(backend, cipher=cipher, scheme=scheme)
     for i in range(20):
         store[b"%d" % (i % 8)] = model[b"%d" % (i % 8)] = b"%d" % i
         if i % 7 == 6:
@@ -111,7 +130,7 @@ def test_kernels_read_each_other(cipher: str, kernels: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
-@pytest.mark.parametrize("scheme", ["path", "linear", PathParams(Z=1)])
+@pytest.mark.parametrize("scheme", [*SCHEMES, PathParams(Z=1)])
 @pytest.mark.parametrize(("capacity", "size"), [(1, 1), (2, 1), (3, 5), (8, 48), (70, 1), (33, 4096)])
 def test_blocks_only(capacity: int, size: int, scheme: Any, durability: str) -> None:
     backend = MemoryBackend()
@@ -190,7 +209,9 @@ def test_creating_is_instant_and_open_is_too() -> None:
 
 @pytest.mark.parametrize("per_value", [1, 3])
 @pytest.mark.parametrize(
-    "scheme", [PathParams(Z=1), PathParams(page_levels=1), LinearParams()], ids=["Z=1", "cached", "linear"]
+    "scheme",
+    [PathParams(Z=1), PathParams(page_levels=1), LinearParams(), "ring", "ring, metadata there"],
+    ids=["Z=1", "cached", "linear", "ring", "ring, metadata there"],
 )
 @pytest.mark.parametrize("tree_top", [0, 1 << 20])
 def test_bulk_loaded_stores_survive(scheme: Any, tree_top: int, per_value: int) -> None:
@@ -213,16 +234,25 @@ def test_bulk_loaded_stores_survive(scheme: Any, tree_top: int, per_value: int) 
         check(store, items, by_access=True)
 
 
-def test_many_openings_with_a_few_accesses_each() -> None:
+@pytest.mark.parametrize(
+    ("scheme", "held"),
+    [
+        (PathParams(Z=2, page_levels=1), 50),
+        (RingParams(Z=4, A=3, S=4), 50),
+        (RingParams(Z=4, A=3, S=4, metadata="server"), 50),
+    ],
+    ids=["path", "ring", "ring, metadata there"],
+)
+def test_many_openings_with_a_few_accesses_each(scheme: Any, held: int) -> None:
     """A checkpoint that is never whole in one life."""
     backend = MemoryBackend()
     rng = random.Random(5)
     model = {b"%d" % i: b"%d" % i for i in range(200)}
     options = {"capacity": 256, "block_size": 200, "tree_top": 1 << 16}
-    with small(backend, scheme=PathParams(Z=2, page_levels=1), **options) as store:
+    with small(backend, scheme=scheme, **options) as store:
         for key, value in model.items():
             store[key] = value
-        assert store._engine.scheme.state.used > 50  # type: ignore[attr-defined]
+        assert store._engine.scheme.state.used > held  # type: ignore[attr-defined]
     for _ in range(60):
         with oram.open(backend, key=KEY, durability="process") as store:
             for _ in range(rng.randrange(6)):

@@ -9,13 +9,19 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from oram.params import CuckooParams, LinearParams, PathParams
+from oram.params import CuckooParams, LinearParams, PathParams, RingParams
 from oram.testing.machine import Config, machine
 
 APART = {"apart": True}
 UNSYNCED = {"apart": True, "lossy": True}
 TORN = {"apart": True, "atomic": False}
+REMOTE = {"apart": True, "remote": True}
+REMOTE_WORST = {"apart": True, "remote": True, "atomic": False, "lossy": True, "part": 4}
 WORST = {"apart": True, "atomic": False, "reverse": True, "lossy": True}
+
+RING = RingParams(Z=4, A=3, S=3)
+BUSY = RingParams(Z=3, A=1, S=1, xor=False)
+SERVER = RingParams(Z=4, A=2, S=3, metadata="server")
 
 CONFIGS: dict[str, Config] = {
     "path": Config(),
@@ -33,6 +39,23 @@ CONFIGS: dict[str, Config] = {
     "path, none": Config(durability="none"),
     "path, none, apart": Config(PathParams(Z=1), durability="none", place=APART),
     "path, LMDB": Config(place="lmdb", durability="process"),
+    "path, remote": Config(PathParams(Z=1), place=REMOTE),
+    "path, remote, torn": Config(PathParams(page_levels=1), place=REMOTE_WORST),
+    "ring": Config(RING),
+    "ring, reference": Config(RING, kernels="reference", place=APART, capacity=3),
+    "ring, partly cached": Config(BUSY, tree_top=300, place={**WORST, "part": 4}),
+    "ring, all cached": Config(RING, tree_top=1 << 20, place=UNSYNCED),
+    "ring, aegis": Config(RING, cipher="aegis-256", place=APART),
+    "ring, none": Config(RING, durability="none"),
+    "ring, LMDB": Config(RING, place="lmdb", durability="process"),
+    "ring, records of blocks": Config(RING, blocks_per_value=3, block_size=11, place=APART),
+    "ring, remote": Config(RING, place=REMOTE),
+    "ring, remote, torn": Config(BUSY, tree_top=300, place=REMOTE_WORST),
+    "ring, metadata there": Config(SERVER),
+    "ring, metadata there, reference": Config(SERVER, kernels="reference", place=APART, capacity=3),
+    "ring, metadata there, torn": Config(SERVER, tree_top=200, place={**WORST, "part": 4}),
+    "ring, metadata there, none": Config(SERVER, durability="none"),
+    "ring, metadata there, remote": Config(SERVER, place=REMOTE_WORST),
     "cuckoo": Config(CuckooParams(), tree_top=0),
     "cuckoo, torn": Config(CuckooParams(eps=0.3), tree_top=0, place=WORST),
     "cuckoo, amortized": Config(CuckooParams(rebuild="amortized"), place=APART),
@@ -47,6 +70,8 @@ CONFIGS: dict[str, Config] = {
     "linear, LMDB": Config(LinearParams(), place="lmdb", durability="process", cipher="aegis-256"),
     "blocks": Config(keyed=False),
     "blocks, large stash": Config(PathParams(Z=1), keyed=False, place=WORST),
+    "blocks, ring": Config(BUSY, keyed=False, place=REMOTE),
+    "blocks, ring, metadata there": Config(SERVER, keyed=False),
     "blocks, cuckoo": Config(CuckooParams(), keyed=False, place=TORN),
     "blocks, linear": Config(LinearParams(), keyed=False, place=APART),
     "blocks, none": Config(PathParams(page_levels=1), tree_top=500, keyed=False, durability="none"),
@@ -58,6 +83,6 @@ def test_store(name: str) -> None:
     config = CONFIGS[name]
     if config.cipher == "aegis-256" and importlib.util.find_spec("pyaegis") is None:
         pytest.skip("pyaegis is not installed")
-    slow = config.kernels == "reference" or config.place == "lmdb"
+    slow = config.kernels == "reference" or config.place == "lmdb" or isinstance(config.scheme, RingParams)
     options: dict[str, Any] = {"max_examples": 6 if slow else 12, "stateful_step_count": 25}
     run_state_machine_as_test(machine(config), settings=settings(**options))

@@ -22,7 +22,7 @@ from oram.errors import (
 from oram.store import ObliviousStore
 from oram.testing.model import check
 
-from .places import KEY, accesses, small, traced
+from .places import KEY, SCHEMES, accesses, small, traced
 
 START = {b"k%d" % i: b"v%d" % i for i in range(6)}
 NEW_KEY = bytes(32)
@@ -33,7 +33,7 @@ def durability(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["path", "linear"])
+@pytest.fixture(params=SCHEMES)
 def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -34,7 +34,7 @@ class NativeRequests(Requests):
 
 
 def attach_pool(pool: Any, state: PoolState) -> Callable[[], None]:
-    """A function that makes the C struct ``pool`` that of the state, and calls nothing that could come between arrays and pointers."""
+    """A function that makes the C struct ``pool`` that of the state. It keeps the pointers' memory alive."""
     head, chain = writable("int32_t[]", state.head), writable("int32_t[]", state.pool_next)
     addr, leaf = writable("uint32_t[]", state.pool_addr), writable("uint32_t[]", state.pool_leaf)
     data = writable("uint8_t[]", state.pool_data)

@@ -12,6 +12,8 @@ from oram.kernels.native.memory import NativeRequests, attach_pool, pointer, wri
 from oram.params import PathGeometry
 from oram.types import I64, U8, U32, U64
 
+_NOTHING = -1, -1  # requests and pages that the scratch memory is of
+
 
 class NativePath:
     """Path ORAM in C."""
@@ -34,6 +36,7 @@ class NativePath:
                 "N": g.N,
             },
         )
+        self._attached: PathState | None = None
         self._attach(state)
         self._reserve(1)
 
@@ -41,33 +44,39 @@ class NativePath:
         c = self._struct
         position, refs = writable("uint32_t[]", state.position), writable("uint64_t[]", state.refs)
         attach = attach_pool(c.pool, state)
-        # from here on no array is made, so that nothing can come between the arrays and their pointers
+        self._attached = (
+            None  # a signal may come between any two lines; until the last one C's counters are not the state's
+        )
         self._state = state
         c.position, c.refs = position, refs
         attach()
         self._pool = attach  # keeps the pointers' memory
+        self._attached = state
 
     @property
     def state(self) -> PathState:
         """The arrays, with the pool's counters brought up to date."""
-        self._state.free, self._state.used = self._struct.pool.free, self._struct.pool.used
+        if self._attached is self._state:
+            self._state.free, self._state.used = self._struct.pool.free, self._struct.pool.used
         return self._state
 
     @state.setter
     def state(self, state: PathState) -> None:
-        self._capacity = 0  # as in _reserve
+        self._capacity = -1  # as in _reserve
         self._attach(state)
         self._make_scratch()  # the requests stay: a batch that found the pool full is still in them
 
     def _reserve(self, m: int) -> None:
-        self._capacity = 0  # C may not run before all memory is there, whatever interrupts us
+        self._capacity = -1  # C may not run before all memory is there, whatever interrupts us
+        if self._attached is not self._state:
+            self._attach(self._state)
         self._requests = NativeRequests(m, self._geometry.B)
         self._make_scratch()
 
     def _make_scratch(self) -> None:
         m = self._requests.capacity
         self._region: Slots | None = None  # whose pointers, with those below, are in _in_place
-        self._planned = -1  # pages of the plan in scratch, -1 where there is none
+        self._planned = _NOTHING  # of what is in scratch
         self._path = np.zeros(m, np.uint32)
         self._slots = np.zeros(m * self._geometry.layers, np.int64)
         self._c_path, self._c_slots = pointer("uint32_t[]", self._path), pointer("uint64_t[]", self._slots)
@@ -78,8 +87,8 @@ class NativePath:
     def requests(self, m: int) -> Requests:
         """The kernel's own request buffers, for a batch of m."""
         if m > self._capacity:
-            self._reserve(max(m, min(2 * self._capacity, self._geometry.max_batch)))
-        self._requests.m, self._planned = m, -1
+            self._reserve(max(m, 1, min(2 * self._capacity, self._geometry.max_batch)))
+        self._requests.m, self._planned = m, _NOTHING
         return self._requests
 
     def _plan(self) -> int:
@@ -97,14 +106,19 @@ class NativePath:
     def plan(self, requests: Requests) -> PathPlan:
         """Which pages the batch reads."""
         self._check(requests)
-        self._planned = pages = self._plan()
+        pages = self._plan()
+        self._planned = requests.m, pages
         return PathPlan(self._path[: requests.m].copy(), self._slots[:pages].copy())
 
     def access(self, requests: Requests, plan: PathPlan, pages: Slots) -> U32:
         """Open, serve, evict and seal."""
         self._check(requests)
         r, n = self._requests, plan.slots.size
-        if n != self._planned or pages.data.shape != (n, self._geometry.slot_size) or pages.present.shape != (n,):
+        if (
+            (r.m, n) != self._planned
+            or pages.data.shape != (n, self._geometry.slot_size)
+            or pages.present.shape != (n,)
+        ):
             raise ValueError("another plan, or pages of another shape")
         placed = np.empty((n, self._geometry.buckets * self._geometry.Z), np.uint32)
         self._keys.run(
@@ -112,6 +126,7 @@ class NativePath:
             writable("uint8_t[]", pages.data), writable("uint8_t[]", pages.present), 0, r.c_data, r.c_out,
             pointer("uint32_t[]", placed), r.c_where, r.c_pool, r.c_after, self._c_scratch,
         )  # fmt: skip
+        self._planned = _NOTHING  # the plan was of the state before
         return placed
 
     def access_in_place(self, requests: Requests, region: Slots) -> None:
@@ -126,6 +141,7 @@ class NativePath:
                 writable("uint8_t[]", region.present), r.c_data, r.c_out, self._c_scratch,
             )  # fmt: skip
             self._region = region
+        self._planned = _NOTHING  # its scratch is used
         self._keys.run(lib.oram_path_in_place, self._struct, self._keys.struct, requests.m, *self._in_place)
 
     def open_pages(self, slots: I64, refs: U64, pages: Slots) -> U8:

@@ -82,7 +82,7 @@ class ReferencePath:
     def plan(self, requests: Requests) -> PathPlan:
         """Which pages the batch reads: the first request to an address reads its path, all others a uniform one."""
         g, path, seen = self._geometry, [], set()
-        for op, addr, draw in self._rows(requests):
+        for op, addr, draw in requests.rows():
             if op == Op.DUMMY or addr in seen:
                 path.append(draw % g.leaves)
             else:
@@ -94,13 +94,6 @@ class ReferencePath:
             for prefix in sorted({leaf >> (g.L - g.root_level(layer)) for leaf in path})
         ]
         return PathPlan(np.array(path, np.uint32), np.array(slots, np.int64))
-
-    @staticmethod
-    def _rows(requests: Requests) -> list[tuple[int, int, int]]:
-        m = requests.m
-        return list(
-            zip(requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True)
-        )
 
     # --- pages and bytes
 
@@ -179,7 +172,7 @@ class ReferencePath:
         state = self.state
         union = self._read(plan, pages)
         top = [page.slot for page in union if page.layer == 0]
-        rows = self._rows(requests)
+        rows = requests.rows()
         wanted = {addr for op, addr, _ in rows if op != Op.DUMMY}
         if state.pool_addr.size - state.used < len(wanted):
             raise PoolFullError

@@ -13,6 +13,7 @@ from oram.backends.base import Slots
 from oram.kernels.base import (
     COUNTER_BITS,
     EMPTY,
+    RING_SEED,
     At,
     Keys,
     Op,
@@ -28,8 +29,6 @@ from oram.kernels.reference.coins import Coins
 from oram.params import RingGeometry
 from oram.types import I64, U8, U64
 
-SEED = 32  # bytes
-
 
 @dataclass(slots=True, eq=False)
 class Bucket:
@@ -40,7 +39,6 @@ class Bucket:
     row: int  # of its metadata
     parent: Bucket | None
     evict: bool = False
-    rewrite: bool = False
     spent: int = 0  # a bit for each slot read, with those of this batch
     blocks: dict[int, int] = field(
         default_factory=dict
@@ -69,22 +67,13 @@ class ReferenceRing:
     def __init__(self, geometry: RingGeometry, state: RingState, keys: Keys) -> None:
         assert isinstance(keys, ReferenceKeys)
         self._geometry, self._keys, self.state = geometry, keys, state
-        self._requests = Requests(1, geometry.B, SEED)
-        g = geometry
-        self._row_type = np.dtype(
-            [
-                ("children", "<u8", (2,)),
-                ("refs", "<u8"),
-                ("spent", "<u8", (g.words,)),
-                ("addr", "<u4", (g.Z,)),
-                ("slot", "<u2", (g.Z,)),
-            ]
-        )
+        self._requests = Requests(1, geometry.B, RING_SEED)
+        self._row_type = RingState.row_type(geometry)
 
     def requests(self, m: int) -> Requests:
         """The kernel's own request buffers, for a batch of m."""
         if m > self._requests.capacity:
-            self._requests = Requests(m, self._geometry.B, SEED)
+            self._requests = Requests(m, self._geometry.B, RING_SEED)
         self._requests.m = m
         return self._requests
 
@@ -95,7 +84,7 @@ class ReferenceRing:
         g, state, seen = self._geometry, self.state, set()
         self._path: list[int] = []
         self._first: list[int] = []  # addresses of first requests, EMPTY for the others
-        for op, addr, draw in self._rows(requests):
+        for op, addr, draw in requests.rows():
             if op == Op.DUMMY or addr in seen:
                 self._path.append(draw % g.leaves)
                 self._first.append(EMPTY)
@@ -120,13 +109,6 @@ class ReferenceRing:
         """The leaf of eviction number G: the bits of G mod 2^L in reverse."""
         L = self._geometry.L
         return int(f"{G % (1 << L):0{L}b}"[::-1], 2)
-
-    @staticmethod
-    def _rows(requests: Requests) -> list[tuple[int, int, int]]:
-        m = requests.m
-        return list(
-            zip(requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True)
-        )
 
     def _on_path(self, leaf: int) -> list[Bucket]:
         g = self._geometry
@@ -167,7 +149,6 @@ class ReferenceRing:
         self._rewritten = []
         for bucket in self._union.values():
             if bucket.evict or (id(bucket) in touched and bucket.spent.bit_count() >= g.S):
-                bucket.rewrite = True
                 self._rewritten.append(bucket)
                 taken = bucket.spent
                 chosen = dict(bucket.here)
@@ -282,7 +263,7 @@ class ReferenceRing:
                 if entry.addr in wanted:
                     found[entry.addr] = entry.block
             bucket.mine = [entry for entry in bucket.mine if entry.addr not in wanted]
-        for r, (op, addr, draw) in enumerate(self._rows(requests)):
+        for r, (op, addr, draw) in enumerate(requests.rows()):
             requests.out[r] = 0
             if op == Op.DUMMY:
                 continue
@@ -512,9 +493,7 @@ class ReferenceRing:
     def seal_rows(self, buckets: I64, rows: dict[str, Any]) -> U8:
         """Seal metadata."""
         g = self._geometry
-        plain = np.zeros(buckets.size, self._row_type)
-        for name in self._row_type.names or ():
-            plain[name] = rows[name]
+        plain = RingState.packed(g, rows)
         first = self._keys.take(buckets.size)
         sealed = np.empty((buckets.size, g.meta_size), np.uint8)
         for i, bucket in enumerate(buckets.tolist()):

@@ -24,6 +24,7 @@ An early reshuffle moves no block to another bucket, so it does not matter here.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,7 +238,7 @@ class Pick:
     """One slot that was read. left: slots of the bucket not read before since it was written; rank: of this one among them.
 
     online: by ReadPath; of those fetched together to write their bucket anew, one chosen by the tester. first: the first of its bucket since it was
-    written. trip: of its event. real: whether the tester knows that there was a block, None if he was not told.
+    written. trip: of its event.
     """
 
     bucket: Number
@@ -261,6 +262,7 @@ class Ledger:
     twice: int = 0
     unordered: int = 0
     spent: dict[Number, set[int]] = field(default_factory=dict)
+    _tester: random.Random = field(default_factory=lambda: random.Random(0))
 
     def see(self, events: Sequence[Event]) -> list[Pick]:
         """Enter events, without scans. Returns the reads, one for each slot read online and for each bucket fetched."""
@@ -278,7 +280,7 @@ class Ledger:
                 for at in range(online, len(event.indices), Z):
                     group = event.indices[at : at + Z]
                     self.unordered += list(group) != sorted(set(group)) or len({slot // n for slot in group}) != 1
-                    chosen = group[(31 * event.trip + at) % Z]
+                    chosen = self._tester.choice(group)
                     picks.append(self._take(chosen, n, event.trip, online=False))
                     for slot in group:
                         if slot != chosen:

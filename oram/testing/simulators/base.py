@@ -173,6 +173,8 @@ class Simulator:
             self._sync()
         self._generation += 1
         self.commits.append(((b"g" + _be(1, "I") + _be(self._generation, "Q"), 32), self._meta()))
+        if self._deferred:
+            self._trip(("write", "clock.1", (0,), CLOCK_SIZE))
 
     # --- what the disk of the client state sees
 

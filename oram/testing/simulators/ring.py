@@ -149,7 +149,8 @@ class RingSimulator(Simulator):
             record = self._record(m, 2 * m * self._levels + len(turn.rewritten) * (8 + 6 * self._Z))
             return Batch((tuple(reads),), tuple(writes), record)
         metadata: tuple[str, tuple[int, ...], int] = "meta.1", tuple(turn.union), self.meta_size
-        record = self._record(m, 8 * sum(bucket < self._tops for bucket in turn.union))
+        tops = sum(bucket < self._tops for bucket in turn.union)
+        record = self._record(m, 4 * self._Z * len(turn.rewritten) + 8 * tops)
         return Batch(((("read", *metadata),), tuple(reads)), (*writes, ("write", *metadata)), record)
 
     def done(self, leaves: Sequence[int]) -> None:
@@ -165,7 +166,7 @@ class RingSimulator(Simulator):
     def record_size(self, m: int) -> int:
         most = (m + math.ceil(m / self.schedule.A)) * self._levels  # buckets
         if self._server:
-            return self._record(m, 8 * min(most, self._tops))
+            return self._record(m, 4 * self._Z * most + 8 * min(most, self._tops))
         return self._record(m, 2 * m * self._levels + most * (8 + 6 * self._Z))
 
     def state_size(self) -> int:
