@@ -62,7 +62,7 @@ class Hierarchy:
         self.start()
 
     def start(self) -> None:
-        self.generation += 1 + self.generation  # not in steps of one
+        self.generation += 3  # not in steps of one
         self.keys.start(self.generation)
 
     def read(self, at: Any) -> Slots:
@@ -268,18 +268,29 @@ def test_bulk(N: int, cipher: str, seed: int) -> None:
         same(one, other)
 
 
-def test_index_entries_that_are_counted_over() -> None:
-    """More flushes than two bytes tell apart, with blocks that nobody asked for since."""
+@pytest.mark.parametrize("two", [False, True])
+def test_codes_that_are_counted_over(two: bool) -> None:
+    """More flushes than two bytes tell apart, from a clock on at which all is empty."""
     assert NATIVE is not None
-    g = geometry(20, 8, 3)
-    trees = [Hierarchy(which, g) for which in (REFERENCE, NATIVE)]
-    for tree in trees:
-        for i in range(200):
-            tree.access(Batch([(Op.WRITE, i % 18, i)], i))
-        shift = (g.code_cycle // (1 << g.L) - 3) << g.L  # whole rebuilds of the bottom, so that the schedule is the same
-        state: Any = tree.kernel.state
-        state.clock[0] += shift * g.c
-        state.code[state.code > 1] = (state.code[state.code > 1].astype(np.int64) - 2 + shift) % g.code_cycle + 2
-        rolled = shift * g.c % g.log_size
-        state.log_addr[:], state.log_code[:] = np.roll(state.log_addr, rolled), np.roll(state.log_code, rolled)
-    del trees  # the server's slots are of other epochs now: plans and index only
+    with passes(*((10, 2) if two else ())):
+        g = geometry(60, 8, 5, 300)
+        trees = [Hierarchy(REFERENCE, g), Hierarchy(NATIVE, g), Hierarchy(NATIVE, g, in_place=True)]
+        begin = (g.code_cycle // (1 << g.L) - 2) << g.L
+        for tree in trees:
+            tree.kernel.state.clock[:] = begin * g.c, 1
+            for table in g.alive(begin * g.c, built=True):
+                slots = np.arange(g.levels[table.level].table) + g.first_slot(table)
+                nothing = np.zeros(0, np.uint32), np.zeros((0, g.B), np.uint8)
+                tree.slots.data[slots] = tree.kernel.seal_slots(slots, table.epoch, np.full(slots.size, -1), *nothing)
+                tree.slots.present[slots] = 1
+        random, flushes = np.random.default_rng(7), set()
+        for _ in range(5 * g.c << g.L):
+            batch = some(random, g.N, 2)
+            (asked, said, _), *others = (tree.access(batch) for tree in trees)
+            flushes.add(int(trees[0].kernel.state.clock[0]) // g.c // g.code_cycle)
+            for tree, (also, also_said, _) in zip(trees[1:], others, strict=True):
+                np.testing.assert_array_equal(asked.out[: asked.m], also.out[: asked.m])
+                for a, b in zip(said, also_said, strict=True):
+                    np.testing.assert_array_equal(a, b)
+                same(trees[0], tree)
+        assert len(flushes) == 2

@@ -98,6 +98,7 @@ class NativeCuckoo:
         for first in range(0, g.L + 1, 3):
             self._share(range(first, min(first + 3, g.L + 1)))
         self.state = state
+        self._nothing = Slots(np.zeros((0, g.slot_size), np.uint8), np.zeros(0, np.uint8))
         self._region: Slots | None = None  # whose pointers are in _in_place
         self._reserve(1)
         self.forget(cold=False)
@@ -376,6 +377,10 @@ class NativeCuckoo:
     def _plan(self, requests: Requests) -> None:
         self._check(requests)
         r, q = self._requests, self._batch
+        if self._cold:
+            if self.resume()[0].size:
+                raise ValueError("`resume` comes first")
+            self.resumed(self._nothing)
         while True:
             try:
                 self._keys.run(

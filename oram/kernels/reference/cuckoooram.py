@@ -273,6 +273,8 @@ class ReferenceCuckoo:
 
     def plan(self, requests: Requests) -> CuckooPlan:
         """Which slots the batch reads."""
+        assert not self.resume()[0].size, "`resume` comes first"
+        self._cold = False
         g, coins, built = self._geometry, Coins(requests.seed.tobytes()), self._built
         self._steps = []
         codes: dict[int, int] = {}
