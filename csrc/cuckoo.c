@@ -1072,8 +1072,14 @@ int oram_cuckoo_stash(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n
     return ORAM_OK;
 }
 
-int oram_cuckoo_begin(oram_cuckoo *p, uint32_t level, uint64_t epoch, const uint16_t *codes) {
+int oram_cuckoo_begin(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint16_t *codes) {
     const table t = {level, epoch};
+    const uint64_t began = epoch * p->c;
+    if (*p->clock - began > p->levels[level].duration) return ORAM_BROKEN;
+    for (uint64_t k = *p->clock; k-- > began;) {
+        const uint64_t at = k % p->log_size;
+        if (p->log_addr[at] < p->N) codes[p->log_addr[at]] = p->log_code[at];
+    }
     const int rc = begin(p, t);
     return rc != ORAM_OK ? rc : place(p, &p->builds[level], t, placement(p, level), codes);
 }

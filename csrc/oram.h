@@ -306,8 +306,8 @@ int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch 
 
 /* After an opening: n blocks of a table's stash. */
 int oram_cuckoo_stash(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n, const uint32_t *addr, const uint8_t *blocks);
-/* A rebuild under way: place it, by the codes as they were when it began. */
-int oram_cuckoo_begin(oram_cuckoo *p, uint32_t level, uint64_t epoch, const uint16_t *codes);
+/* A rebuild under way: place it. codes: (N) a copy of the index, which is brought back to what it was when it began. */
+int oram_cuckoo_begin(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint16_t *codes);
 /* What it had read again, from one position of its work to another. */
 int oram_cuckoo_again(oram_cuckoo *p, uint32_t level, uint64_t low, uint64_t high, const uint32_t *addr, const uint8_t *blocks);
 

@@ -344,12 +344,10 @@ class NativeCuckoo:
             self._put(lib.oram_cuckoo_stash, addr, blocks, at, STASH, table.level, table.epoch, STASH)
             at += STASH
         for table, work, part in list(self._in_hand()):
-            codes = state.code.copy()
-            for k in range(clock - 1, table.epoch * g.c - 1, -1):  # as they were when it began
-                if state.log_addr[k % g.log_size] != EMPTY:
-                    codes[state.log_addr[k % g.log_size]] = state.log_code[k % g.log_size]
             self._lend(table.level)
-            self._run(lib.oram_cuckoo_begin, self._struct, table.level, table.epoch, pointer("uint16_t[]", codes))
+            self._run(
+                lib.oram_cuckoo_begin, self._struct, table.level, table.epoch, writable("uint16_t[]", state.code.copy())
+            )
             if part is not None:
                 low = work.begin(part.segment) + part.first
                 n = part.last - part.first
