@@ -349,13 +349,26 @@ static int32_t source(const oram_cuckoo *p, table t, uint32_t now, uint32_t code
     return (int32_t)(level < p->L ? level : p->L);
 }
 
+/* Whether no code is one of `span` from `low` on. */
+static int none_of(const uint16_t *codes, uint64_t n, uint32_t low, uint32_t span) {
+    uint32_t any = 0;
+    for (uint64_t i = 0; i < n; i++) any |= (uint16_t)(codes[i] - low) < (uint16_t)span;
+    return any == 0;
+}
+
 /* Index entries [low, high), from a multiple of 512 on, whose codes are given as they were. */
 static int scan(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t low, uint64_t high, const uint16_t *codes) {
     const uint32_t now = (uint32_t)(t.epoch % CYCLE) + 2, most = p->levels[t.level].n;
+    const uint32_t span = (uint32_t)1 << t.level;
+    const int plain = t.level < p->L && now >= span + 2; /* the codes of its members are not counted over */
     for (uint64_t a = low; a < high; a += 64) {
         uint64_t word = 0;
         const uint64_t end = below64(64, high - a);
         if (a % 512 == 0) g->rank[a >> 9] = g->count;
+        if (plain && none_of(codes + (a - low), end, now - span, span)) {
+            g->member[a >> 6] = 0;
+            continue;
+        }
         for (uint64_t i = 0; i < end; i++) {
             const int32_t from = source(p, t, now, codes[a - low + i]);
             if (from < 0) continue;
