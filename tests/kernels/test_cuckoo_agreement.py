@@ -176,10 +176,10 @@ def test_cuckoo(N: int, c: int, B: int, eps: int, rebuild: Any, cipher: str, m: 
     ("N", "c", "eps", "steps", "m"),
     [
         (64, 8, 100, 600, 1),  # nine times the time in which the bottom is rebuilt
-        (200, 8, 200, 700, 3),
-        (500, 16, 200, 150, 30),
+        (200, 8, 200, 400, 3),
+        (500, 16, 200, 100, 30),
         (100, 8, 300, 25, 300),  # several rebuilds of a level within one batch
-        (600, 8, 400, 2000, 1),
+        (250, 8, 400, 700, 1),
     ],
 )
 @pytest.mark.parametrize("two", [False, True], ids=["one pass", "two passes"])
@@ -194,7 +194,7 @@ def test_many_rebuilds(N: int, c: int, eps: int, steps: int, m: int, two: bool) 
 def test_every_row_is_new() -> None:
     """All blocks are there, so that tables are as full as they get."""
     with passes(60, 4):
-        g = geometry(400, 8, 9, 300)
+        g = geometry(250, 8, 9, 300)
         work = [Batch([(Op.WRITE, 7 * i % g.N, i)], i) for i in range(2 * (g.c << g.L))]
         compare(g, "aegis-256", work)
 
@@ -206,7 +206,7 @@ def test_stashes(two: bool) -> None:
     with passes(*((10, 2) if two else ())):
         for eps in (-300, -450, -600, -800):
             g = geometry(60, 8, 9, eps)
-            most.append(compare(g, "aes-256-gcm", [some(random, g.N, 2) for _ in range(400)]))
+            most.append(compare(g, "aes-256-gcm", [some(random, g.N, 2) for _ in range(250)]))
     assert max(most) > 10
 
 

@@ -112,7 +112,8 @@ class NativeCuckoo:
         c.n, c.m, c.b, c.r, c.width = shape.n, shape.m, shape.b, shape.r, shape.width
         c.first, _ = g.passes(level)
         c.middle, c.stride = g.first_middle(level), stride(shape.m)
-        c.steps = 1 + min(self._first_write(level, built) for built in (False, True))
+        first = 1 + min(self._first_write(level, built) for built in (False, True))
+        c.steps = max(1, 3 * first // 4)  # what was read by then finds its place in the rest
         copies = range(g.L + 1) if level < g.L else range(2)
         places = ffi.new("uint64_t[]", [g.place(level, copy) if copy > level or level == g.L else 0 for copy in copies])
         c.place = places
