@@ -27,6 +27,7 @@ __all__ = [
     "RollbackError",
     "ShardOverflowError",
     "StaleStateError",
+    "StashOverflowError",
     "StateMissingError",
     "StoreClosedError",
     "StoreExistsError",
@@ -79,6 +80,13 @@ class CapacityError(OramError):
 
 class ShardOverflowError(OramError):
     """Too many of a batch's addresses are in one shard, which happens with a probability of 2^-80 at most. Raised before anything happens."""
+
+
+class StashOverflowError(OramError):
+    """A rebuild of a Cuckoo store left over more blocks than a stash holds: a chance below 2^-80. Nothing of the access was written."""
+
+    def __str__(self) -> str:
+        return "a rebuild left over more blocks than a stash holds"
 
 
 class BackendError(OramError):
