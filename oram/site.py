@@ -11,7 +11,14 @@ import numpy as np
 
 from oram.backends import Backend, RegionShape, ShardedBackend, SlotWrite, StateFile, open_each, open_shards, open_url
 from oram.backends.url import SERVERS
-from oram.errors import IntegrityError, ParameterError, StateMissingError, StoreExistsError, StoreNotFoundError
+from oram.errors import (
+    IntegrityError,
+    ParameterError,
+    StateMissingError,
+    StoreExistsError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
 from oram.journal import HEADER
 from oram.keys import Header
 from oram.params import check_shards
@@ -43,7 +50,7 @@ def _shards_in(state: str | os.PathLike[str], *, sync: bool) -> int:
 
     try:
         file = LMDBStateFile.at(Path(state), sync=sync, create=False)
-    except StoreNotFoundError:
+    except (StoreNotFoundError, StoreLockedError):  # what the server says comes first
         return 1
     try:
         blob = file.get(HEADER)

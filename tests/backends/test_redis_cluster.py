@@ -949,3 +949,22 @@ def test_what_a_failover_took_back_without_asking_replicas_is_a_rollback(
         with pytest.raises(PoisonedError):
             store.get(b"0")
         store.close()
+
+
+def test_the_shards_of_a_store_are_on_the_nodes_that_their_names_lead_to(
+    cluster: Cluster, name: str, tmp_path: Path
+) -> None:
+    """One URL, a name for each shard: a store that is larger than a node. One that goes over to a replica is followed, the others stay."""
+    url = cluster.nodes[0].url(name, query=PATIENT)
+    options: dict[str, Any] = {"key": bytes(32), "state": tmp_path / "state", "durability": "process"}
+    model = {b"%d" % i: b"v%d" % i for i in range(30)}
+    with oram.create(url, capacity=60, block_size=64, shards=6, scheme="path", items=model, **options) as store:
+        places = {cluster.places(f"{name}.{j}")[0].port for j in range(6)}
+        assert len(places) > 1 or len({cluster.slot(f"{name}.{j}") for j in range(6)}) > 1
+        store[b"1"] = model[b"1"] = b"new"
+        cluster.promote(cluster.places(f"{name}.3")[1])
+        for i in range(8):
+            store[b"%d" % i] = model[b"%d" % i] = b"newer%d" % i
+    with oram.open(url, **options) as store:
+        assert dict(store.items()) == model
+        assert store.get_many(list(model)) == list(model.values())
