@@ -219,6 +219,9 @@ def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Ite
     empty. A pair is the hash of such an address, or a dummy's. As an address is looked for in a table once, this is for *any* requests a bijection
     between randomness (hash functions and coins) and pairs looked up (and hashes that no one looks at), which proves that the pairs are
     uniform and independent of the requests. Where two requests should look for the same address in the same table, ValueError.
+
+    Such stores run on the reference kernel, whose hash functions and coins can be chosen; the native one leaves the same bytes behind, given the
+    same randomness.
     """
     known, plan = dict(homes), ReferenceCuckoo.plan
     words: list[int] = []
@@ -256,6 +259,7 @@ def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Ite
         mock.patch.object(cuckoooram, "Coins", Scripted),
         mock.patch.object(ReferenceCuckoo, "pairs", pairs),
         mock.patch.object(ReferenceCuckoo, "plan", planned),
+        mock.patch.dict(os.environ, ORAM_KERNELS="reference"),
     ):
         yield
 
