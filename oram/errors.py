@@ -26,6 +26,7 @@ __all__ = [
     "PoisonedError",
     "RollbackError",
     "StaleStateError",
+    "StashOverflowError",
     "StateMissingError",
     "StoreClosedError",
     "StoreExistsError",
@@ -74,6 +75,10 @@ class MissingKeyError(OramError, KeyError):
 
 class CapacityError(OramError):
     """The store is full, or a load would not fit. Raised after the access, or after a load that costs the same; nothing was stored."""
+
+
+class StashOverflowError(OramError):
+    """A rebuild of a Cuckoo store left over more blocks than a stash holds. The probability is below 2^-80; nothing of the access was written."""
 
 
 class BackendError(OramError):

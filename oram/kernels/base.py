@@ -440,7 +440,11 @@ class CuckooKernel(Protocol):
         ...
 
     def access(self, requests: Requests, plan: CuckooPlan, slots: Slots) -> CuckooWrite:
-        """Open, serve, work at the rebuilds and seal. TamperedError before anything changed."""
+        """Open, serve, work at the rebuilds and seal. TamperedError before anything changed; StashOverflowError, and the kernel is of no use any more."""
+        ...
+
+    def access_in_place(self, requests: Requests, region: Slots) -> None:
+        """Plan and access in one go over the region's own memory."""
         ...
 
     def open_slots(self, slots: I64, epochs: I64, sealed: Slots) -> tuple[U32, U8]:

@@ -212,6 +212,14 @@ class CuckooGeometry:
         """Slots at the server."""
         return self._layout[2]
 
+    def place(self, level: int, copy: int) -> int:
+        """First slot of a level's tables, by the level that will consume them; of the bottom's, in turn."""
+        return self._layout[0][level, copy]
+
+    def first_middle(self, level: int) -> int:
+        """First slot of what lies between the passes of a level."""
+        return self._layout[1][level]
+
     def first_slot(self, table: Table) -> int:
         """Where a table lies: a level has a place for each level above it that may consume it, so that none is in the way of another."""
         copy = (table.epoch >> self.L) & 1
@@ -378,6 +386,10 @@ class Work:
                 found.append(Part(at, low - begin, last - begin))
             low, at = last, at + 1
         return found
+
+    def begin(self, segment: int) -> int:
+        """Slots of the work before a segment."""
+        return int(self._ends[segment])
 
     def position(self, k: int) -> Part | None:
         """The last part that was done before the k-th access."""

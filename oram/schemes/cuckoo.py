@@ -67,14 +67,10 @@ class CuckooORAM:
     def access_in_place(self, requests: Requests, buffer: Callable[[str], Slots]) -> None:
         """The same over the backend's own memory."""
         region = buffer(self.region)
-        access = self.access(requests)
-        try:
-            read = next(access)
-            while True:
-                read = access.send(Slots(region.data[read.indices], region.present[read.indices]))
-        except StopIteration as stop:
-            for write in stop.value.writes:
-                region.data[write.indices], region.present[write.indices] = write.data, 1
+        again, _ = self._kernel.resume()
+        if again.size:
+            self._kernel.resumed(Slots(region.data[again], region.present[again]))
+        self._kernel.access_in_place(requests, region)
 
     # --- the journal
 

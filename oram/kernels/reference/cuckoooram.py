@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from oram.backends.base import Slots
-from oram.errors import OramError
+from oram.errors import OramError, StashOverflowError
 from oram.kernels.base import (
     ABSENT,
     COUNTER_BITS,
@@ -273,6 +273,8 @@ class ReferenceCuckoo:
 
     def plan(self, requests: Requests) -> CuckooPlan:
         """Which slots the batch reads."""
+        assert not self.resume()[0].size, "`resume` comes first"
+        self._cold = False
         g, coins, built = self._geometry, Coins(requests.seed.tobytes()), self._built
         self._steps = []
         codes: dict[int, int] = {}
@@ -370,6 +372,12 @@ class ReferenceCuckoo:
                     self._stash.pop(old, None)
                 self._stash[table] = self._builds.pop(table).stash
         return CuckooWrite(*self._seal(writes), before)
+
+    def access_in_place(self, requests: Requests, region: Slots) -> None:
+        """Plan and access over the region's own memory."""
+        plan = self.plan(requests)
+        written = self.access(requests, plan, Slots(region.data[plan.slots], region.present[plan.slots]))
+        region.data[written.slots], region.present[written.slots] = written.data, 1
 
     def _find(self, addr: int, code: int, step: Step, fetch: Callable[[int], Block]) -> bytes | None:
         """All probes of an access; the block that was asked for."""
@@ -484,7 +492,7 @@ class ReferenceCuckoo:
             row = rest if cell < 0 else rows[cell // 2 // shape.width]
             (rest if row is not rest and len(row) == shape.r else row).append((addr, block))
         if len(rest) > CHUNK_STASH:
-            raise RuntimeError("a chunk's stash is full; the probability of that is negligible")
+            raise StashOverflowError
         full: list[Block | None] = []
         for row in rows:
             full += [*row, *[None] * (shape.r - len(row))]
@@ -500,7 +508,7 @@ class ReferenceCuckoo:
             else:
                 entries = [*build.hand.items(), *((a, block) for a, block in build.mine.items() if build.cell[a] < 0)]
             if len(entries) > STASH:
-                raise RuntimeError("a table's stash is full; the probability of that is negligible")
+                raise StashOverflowError
             build.stash = dict(entries)
             return [*entries, *[None] * (STASH - len(entries))]
         first = 2 * segment.number * shape.width
@@ -569,7 +577,7 @@ class ReferenceCuckoo:
         source[cell[inside]] = inside
         rest = np.flatnonzero(cell < 0)
         if rest.size > STASH:
-            raise RuntimeError("a table's stash is full; the probability of that is negligible")
+            raise StashOverflowError
         source[2 * shape.m : 2 * shape.m + rest.size] = rest
         self.state.code[addr] = OLD
         self.state.clock[1] = 1
