@@ -349,13 +349,26 @@ static int32_t source(const oram_cuckoo *p, table t, uint32_t now, uint32_t code
     return (int32_t)(level < p->L ? level : p->L);
 }
 
+/* Whether no code is one of `span` from `low` on. */
+static int none_of(const uint16_t *codes, uint64_t n, uint32_t low, uint32_t span) {
+    uint32_t any = 0;
+    for (uint64_t i = 0; i < n; i++) any |= (uint16_t)(codes[i] - low) < (uint16_t)span;
+    return any == 0;
+}
+
 /* Index entries [low, high), from a multiple of 512 on, whose codes are given as they were. */
 static int scan(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t low, uint64_t high, const uint16_t *codes) {
     const uint32_t now = (uint32_t)(t.epoch % CYCLE) + 2, most = p->levels[t.level].n;
+    const uint32_t span = (uint32_t)1 << t.level;
+    const int plain = t.level < p->L && now >= span + 2; /* the codes of its members are not counted over */
     for (uint64_t a = low; a < high; a += 64) {
         uint64_t word = 0;
         const uint64_t end = below64(64, high - a);
         if (a % 512 == 0) g->rank[a >> 9] = g->count;
+        if (plain && none_of(codes + (a - low), end, now - span, span)) {
+            g->member[a >> 6] = 0;
+            continue;
+        }
         for (uint64_t i = 0; i < end; i++) {
             const int32_t from = source(p, t, now, codes[a - low + i]);
             if (from < 0) continue;
@@ -539,20 +552,32 @@ static int own_stash(const oram_cuckoo *p, oram_cuckoo_build *g, table t) {
     }
 }
 
-/* The placement as far as `until`, in steps: a phase after the other, each of a fixed number. codes: NULL, or those of the time when it began. */
+/* A placement is a phase after the other, each of a fixed number of steps, whoever the members are; `weights` makes them take about as long. */
+enum { SCAN, CLEAR, JOIN, CLEAR_AGAIN, ATTACH, TREES, CYCLES, OWN_ROWS, OWN_STASH, PHASES };
+static const uint64_t weights[PHASES] = {3, 1, 96, 1, 48, 108, 5, 32, 1};
+
+/* Steps before a phase. listed: members are in a list. */
+static uint64_t steps_before(const oram_cuckoo *p, uint32_t level, int listed, int phase) {
+    const oram_cuckoo_level *s = &p->levels[level];
+    const uint64_t all = 2 * (uint64_t)s->m, units[PHASES] = {listed ? p->c : p->N, all, s->n, all, s->n, all, s->n, p->c, 1};
+    uint64_t sum = 0;
+    for (int i = 0; i < phase; i++) sum += weights[i] * units[i];
+    return sum;
+}
+
+/* The placement as far as `until`, in steps. codes: NULL, or those of the time when it began. */
 static int place(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t until, const uint16_t *codes) {
     const oram_cuckoo_level *s = &p->levels[t.level];
-    const uint64_t all = 2 * (uint64_t)s->m, units[] = {g->list == NULL ? p->N : p->c, all, s->n, all, s->n, all, s->n, p->c, 1};
-    static const uint64_t weights[] = {2, 1, 24, 1, 12, 16, 1, 8, 1};
-    uint64_t begin = 0;
-    for (uint32_t phase = 0; phase < sizeof weights / sizeof *weights; begin += weights[phase] * units[phase], phase++) {
-        const uint64_t weight = weights[phase], n = units[phase], end = begin + weight * n;
-        if (g->position >= end || until <= begin) continue;
-        uint64_t low = g->position <= begin ? 0 : (g->position - begin) / weight, high = until >= end ? n : (until - begin) / weight;
+    const uint64_t all = 2 * (uint64_t)s->m;
+    for (int phase = SCAN; phase < PHASES; phase++) {
+        const uint64_t weight = weights[phase], first = steps_before(p, t.level, g->list != NULL, phase);
+        const uint64_t end = steps_before(p, t.level, g->list != NULL, phase + 1), n = (end - first) / weight;
+        if (g->position >= end || until <= first) continue;
+        uint64_t low = g->position <= first ? 0 : (g->position - first) / weight, high = until >= end ? n : (until - first) / weight;
         int rc = ORAM_OK;
         if (low == 0) g->cursor = g->entry = 0;
         switch (phase) {
-        case 0:
+        case SCAN:
             if (g->list != NULL) {
                 if (high == n) rc = scan_page(p, g, t, codes == NULL ? p->code : codes);
                 break;
@@ -561,17 +586,17 @@ static int place(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t u
             if (high < n) high &= ~(uint64_t)511;
             rc = codes == NULL ? scan_back(p, g, t, low, high) : scan(p, g, t, low, high, codes + low);
             break;
-        case 1:
+        case CLEAR:
             for (uint64_t w = low; w < high; w++) g->root[w] = (uint32_t)w;
             memset(g->full + low, 0, high - low);
             break;
-        case 2: rc = join(p, g, t, high - low); break;
-        case 3:
+        case JOIN: rc = join(p, g, t, high - low); break;
+        case CLEAR_AGAIN:
             memset(g->root + low, 0, (high - low) * sizeof *g->root);
             memset(g->full + low, 0, high - low);
             break;
-        case 4: rc = attach(p, g, t, high - low); break;
-        case 5: { /* trees, from their leaves, in an order that favours neither low nor high cells to stay empty */
+        case ATTACH: rc = attach(p, g, t, high - low); break;
+        case TREES: { /* trees, from their leaves, in an order that favours neither low nor high cells to stay empty */
             const uint64_t stride = s->stride % all;
             uint64_t w = low * stride % all, soon = (low + 16) * stride % all; /* all <= 2^32 */
             for (uint64_t k = low; k < high && rc == ORAM_OK; k++) {
@@ -585,7 +610,7 @@ static int place(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t u
             }
             break;
         }
-        case 6: /* cycles */
+        case CYCLES:
             for (uint64_t e = low; e < high && rc == ORAM_OK;) {
                 uint32_t addr[FEW], u[FEW], v[FEW];
                 const uint32_t few = next_members(p, g, (uint32_t)below64(high - e, FEW), addr);
@@ -599,8 +624,8 @@ static int place(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t u
                 e += few;
             }
             break;
-        case 7: rc = own_rows(p, g, t, low, high); break;
-        case 8:
+        case OWN_ROWS: rc = own_rows(p, g, t, low, high); break;
+        case OWN_STASH:
             rc = own_stash(p, g, t);
             g->placed = 1;
             break;
@@ -612,10 +637,7 @@ static int place(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t u
     return ORAM_OK;
 }
 
-static uint64_t placement(const oram_cuckoo *p, uint32_t level) {
-    const oram_cuckoo_level *s = &p->levels[level];
-    return 2 * (uint64_t)(level == 0 ? p->c : p->N) + 36 * (uint64_t)s->m + 37 * (uint64_t)s->n + 8 * (uint64_t)p->c + 1;
-}
+static uint64_t placement(const oram_cuckoo *p, uint32_t level) { return steps_before(p, level, level == 0, PHASES); }
 
 static int begin(const oram_cuckoo *p, table t) {
     oram_cuckoo_build *g = &p->builds[t.level];
@@ -633,14 +655,15 @@ static int begin(const oram_cuckoo *p, table t) {
 
 static int32_t name(const run *x) { return (int32_t)(x->number * 8 + x->kind); }
 
-/* Gives each block in hand its place in what is written next. */
-static int settle(const oram_cuckoo *p, oram_cuckoo_build *g, table t) {
+/* Gives blocks in hand their places in what is written next, so many of them. */
+static int settle(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64_t quota) {
     const oram_cuckoo_level *s = &p->levels[t.level];
     const uint32_t kind = (uint32_t)g->reading % 8, number = (uint32_t)g->reading / 8;
     const uint64_t first = kind == MIDDLE ? bucket_end(s, number) : 0, end = kind == MIDDLE ? bucket_end(s, (uint64_t)number + 1) : 2 * (uint64_t)s->m;
-    while (g->settled < g->held) {
+    while (g->settled < g->held && quota > 0) {
         uint32_t u[FEW], v[FEW];
-        const uint32_t few = g->held - g->settled < FEW ? g->held - g->settled : FEW;
+        const uint32_t few = (uint32_t)below64(below64(quota, FEW), g->held - g->settled);
+        quota -= few;
         const int all = kind == MIDDLE && number == s->b; /* what the chunks left over */
         const int rc = all ? ORAM_OK : cells(p, t, few, g->hand_addr + g->settled, u, v);
         if (rc != ORAM_OK) return rc;
@@ -736,7 +759,7 @@ static int compose(oram_cuckoo *p, oram_cuckoo_build *g, table t, const run *x) 
     int rc;
     if (!g->placed) return ORAM_BROKEN;
     if (g->reading < 0) open_hand(p, g, t, INPUT); /* nothing was read: there are no inputs */
-    if ((rc = settle(p, g, t)) != ORAM_OK) return rc;
+    if ((rc = settle(p, g, t, g->held)) != ORAM_OK) return rc;
     g->writing = name(x);
     if (x->kind == OUTPUT) {
         const uint64_t first = bucket_end(s, x->number);
@@ -1029,7 +1052,9 @@ int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch 
                         const uint8_t *found = ROW(read);
                         if ((rc = take(p, g, &x, ld32(found), found + 4)) != ORAM_OK) return rc;
                     }
-                    if (g->placed && (rc = settle(p, g, tables[i])) != ORAM_OK) return rc;
+                    /* those that came before the placement was done, in a third of its time */
+                    const uint64_t quota = x.count + 1 + g->hands / (p->levels[tables[i].level].steps / 3 + 1);
+                    if (g->placed && (rc = settle(p, g, tables[i], quota)) != ORAM_OK) return rc;
                 } else {
                     if (x.count > q->writes - write) return ORAM_BROKEN;
                     if (g->writing != name(&x) && (rc = compose(p, g, tables[i], &x)) != ORAM_OK) return rc;
@@ -1101,7 +1126,7 @@ int oram_cuckoo_again(oram_cuckoo *p, uint32_t level, uint64_t low, uint64_t hig
             if (rc != ORAM_OK) return rc;
         }
     }
-    return settle(p, g, t);
+    return settle(p, g, t, g->held);
 }
 
 /* --- bulk */
@@ -1115,8 +1140,8 @@ int oram_cuckoo_place(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n
     if (g->list == NULL || n > p->levels[level].n) return ORAM_BROKEN;
     g->count = n;
     memset(g->kind, CLIENT, n);
-    g->position = 2 * (uint64_t)p->c; /* they are known */
-    rc = place(p, g, t, placement(p, level) - 2 * (uint64_t)(level == 0 ? 0 : p->N - p->c) - 8 * (uint64_t)p->c - 1, NULL);
+    g->position = steps_before(p, level, 1, CLEAR); /* they are known */
+    rc = place(p, g, t, steps_before(p, level, 1, OWN_ROWS), NULL);
     for (uint32_t at = 0; at < n && rc == ORAM_OK; at += FEW) {
         uint32_t u[FEW], v[FEW];
         const uint32_t few = n - at < FEW ? n - at : FEW;

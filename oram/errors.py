@@ -78,7 +78,10 @@ class CapacityError(OramError):
 
 
 class StashOverflowError(OramError):
-    """A rebuild of a Cuckoo store left over more blocks than a stash holds. The probability is below 2^-80; nothing of the access was written."""
+    """A rebuild of a Cuckoo store left over more blocks than a stash holds: a chance below 2^-80. Nothing of the access was written."""
+
+    def __str__(self) -> str:
+        return "a rebuild left over more blocks than a stash holds"
 
 
 class BackendError(OramError):

@@ -130,7 +130,9 @@ UPSETS = ["code", "code of now", "old", "log", "log of blocks", "rows", "rows of
 
 @settings(max_examples=120)
 @given(st.integers(0, 2**32), st.sampled_from(UPSETS), st.booleans(), st.booleans(), st.booleans(), st.booleans())
-def test_state_that_contradicts_itself(seed: int, what: str, in_place: bool, two: bool, opening: bool, late: bool) -> None:
+def test_state_that_contradicts_itself(
+    seed: int, what: str, in_place: bool, two: bool, opening: bool, late: bool
+) -> None:
     """It is refused, or something is lost; all within the arrays. late: between the plan and the access."""
     random = np.random.default_rng(seed)
     with passes(*((10, 2) if two else ())):
@@ -151,9 +153,13 @@ def test_state_that_contradicts_itself(seed: int, what: str, in_place: bool, two
                     tree.slots.present[:] = 1
                     if again[0].size:  # as if all of it were sealed, so that its content counts
                         blocks = random.integers(0, 256, (again[0].size, g.B)).astype(np.uint8)
-                        addr = random.integers(0, g.N if random.integers(2) else 1 << 32, again[0].size).astype(np.uint32)
+                        addr = random.integers(0, g.N if random.integers(2) else 1 << 32, again[0].size).astype(
+                            np.uint32
+                        )
                         for i, (slot, epoch) in enumerate(zip(again[0].tolist(), again[1].tolist(), strict=True)):
-                            tree.slots.data[slot] = kernel.seal_slots(np.array([slot]), epoch, np.array([i]), addr, blocks)[0]
+                            tree.slots.data[slot] = kernel.seal_slots(
+                                np.array([slot]), epoch, np.array([i]), addr, blocks
+                            )[0]
                     tree.access(batch)
                     continue
                 requests = tree.fill(batch)
@@ -190,7 +196,9 @@ def test_a_plan_is_of_one_batch() -> None:
     with pytest.raises(ValueError, match="another plan"):
         tree.kernel.access(tree.kernel.requests(1), plan, slots)
     with pytest.raises(ValueError, match="not the kernel's"):
-        tree.kernel.plan(REFERENCE.cuckoo(g, CuckooState.empty(g), REFERENCE.keys("aes-256-gcm", key_of), HASH_KEY).requests(1))
+        tree.kernel.plan(
+            REFERENCE.cuckoo(g, CuckooState.empty(g), REFERENCE.keys("aes-256-gcm", key_of), HASH_KEY).requests(1)
+        )
     tree.kernel.forget()
     with pytest.raises(ValueError, match="resume"):
         tree.kernel.plan(tree.kernel.requests(1))

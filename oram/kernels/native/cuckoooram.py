@@ -21,7 +21,7 @@ from oram.types import I64, U8, U32
 
 SEED = 32  # bytes
 LEFT = 4 * STASH  # blocks that all tables leave over together: the mean is below one
-KEPT = 1 << 18  # bytes of a placement's memory up to which it is kept for the next one
+KEPT = 4096  # entries of a table whose memory for a placement is kept for the next one
 #: What a batch takes, by the field that counts it: the arrays, and their items each.
 ROOMS = {
     "read": {"from": ("i4", 1)},
@@ -112,7 +112,8 @@ class NativeCuckoo:
         c.n, c.m, c.b, c.r, c.width = shape.n, shape.m, shape.b, shape.r, shape.width
         c.first, _ = g.passes(level)
         c.middle, c.stride = g.first_middle(level), stride(shape.m)
-        c.steps = 1 + min(self._first_write(level, built) for built in (False, True))
+        first = 1 + min(self._first_write(level, built) for built in (False, True))
+        c.steps = max(1, 3 * first // 4)  # what was read by then finds its place in the rest
         copies = range(g.L + 1) if level < g.L else range(2)
         places = ffi.new("uint64_t[]", [g.place(level, copy) if copy > level or level == g.L else 0 for copy in copies])
         c.place = places
@@ -136,9 +137,7 @@ class NativeCuckoo:
         """Memory of the rebuilds of levels in a row, of which only one is ever under way."""
         g = self._geometry
         shapes = [g.levels[level] for level in levels]
-        hands = [
-            max(s.b * s.r + CHUNK_STASH, 2 * s.width, s.b * CHUNK_STASH) if s.b > 1 else s.n for s in shapes
-        ]
+        hands = [max(s.b * s.r + CHUNK_STASH, 2 * s.width, s.b * CHUNK_STASH) if s.b > 1 else s.n for s in shapes]
         contents = [max(s.b * s.r + CHUNK_STASH, 2 * s.width) if s.b > 1 else 2 * s.m for s in shapes]
         own = g.c + LEFT
         arrays = [
@@ -166,7 +165,7 @@ class NativeCuckoo:
             lent.lend("full", np.empty(2 * shape.m, np.uint8), "uint8_t[]")
             lent.lend("root", np.empty(2 * shape.m, np.uint32), "uint32_t[]")
             lent.lend("both", np.empty(shape.n, np.uint32), "uint32_t[]")
-            if 4 * shape.n > KEPT:
+            if shape.n > KEPT:
                 self._large.add(level)
 
     def _take_back(self) -> None:
@@ -233,7 +232,9 @@ class NativeCuckoo:
         if room == "distinct":
             written = np.empty(size * self._geometry.slot_size, np.uint8)
             self._written = writable("uint8_t[]", written)
-            table = 1 if self._requests.capacity == 1 else 2 << size.bit_length()  # alone, a request reads nothing that it writes
+            table = (
+                1 if self._requests.capacity == 1 else 2 << size.bit_length()
+            )  # alone, a request reads nothing that it writes
             self._batch.known_mask = 0
             self._memory.lend("known", np.empty(table, np.int32), "int32_t[]")
             self._batch.known_mask = table - 1
@@ -358,7 +359,11 @@ class NativeCuckoo:
 
     def _put(self, call: Any, addr: U32, blocks: U8, at: int, n: int, *args: int) -> None:
         self._run(
-            call, self._struct, *args, pointer("uint32_t[]", addr[at : at + n]), pointer("uint8_t[]", blocks[at : at + n])
+            call,
+            self._struct,
+            *args,
+            pointer("uint32_t[]", addr[at : at + n]),
+            pointer("uint8_t[]", blocks[at : at + n]),
         )
 
     def _run(self, call: Any, *args: Any) -> None:
@@ -406,7 +411,9 @@ class NativeCuckoo:
             raise ValueError("another plan")
         self._shaped(slots, q.fetches)
         data = np.empty((q.distinct, size), np.uint8)
-        self._access(writable("uint8_t[]", slots.data), writable("uint8_t[]", slots.present), 0, writable("uint8_t[]", data))
+        self._access(
+            writable("uint8_t[]", slots.data), writable("uint8_t[]", slots.present), 0, writable("uint8_t[]", data)
+        )
         return CuckooWrite(self._memory.array("written")[: q.distinct].copy(), data, self._before[: r.m].copy())
 
     def access_in_place(self, requests: Requests, region: Slots) -> None:
