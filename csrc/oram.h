@@ -221,7 +221,8 @@ typedef struct {
     const uint64_t *place;    /* (L + 1) first slot of a table, by the level that will consume it; of the bottom (2), in turn */
 } oram_cuckoo_level;
 
-/* The rebuild of a level: what lies outside the state. Entries are the members in ascending order of address, or in that of `list`. */
+/* The rebuild of a level: what lies outside the state. Entries are the members in ascending order of address (for oram_cuckoo_place in any,
+ * that of `list`). */
 typedef struct {
     uint64_t epoch;
     uint32_t active;
@@ -234,9 +235,9 @@ typedef struct {
     uint8_t *full;      /* (2 m) a component has a cycle; then the number of entries not placed yet at a cell */
     uint32_t count;     /* members */
     uint8_t *kind;      /* (n) of each entry: where it was, and in which of its cells it is */
-    uint64_t *member;   /* ((N + 63) / 64) a bit for each address; NULL where there is `list` */
+    uint64_t *member;   /* ((N + 63) / 64) a bit for each address; not used where there is `list` */
     uint32_t *rank;     /* (N / 512 + 1) entries before each 512 addresses */
-    uint32_t *list;     /* (n) members, of a level that is only the top buffer */
+    uint32_t *list;     /* (n) members of a level that is only the top buffer, or NULL */
     uint32_t mines;     /* members that the client has itself, placed */
     uint32_t lefts;     /* and left over */
     uint32_t *mine;     /* (c + stash) cell */
@@ -299,7 +300,8 @@ typedef struct {
 int oram_cuckoo_plan(const oram_cuckoo *p, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint8_t *seed, oram_cuckoo_batch *q);
 
 /* Step 2: open, serve, append, work at the rebuilds, seal. sealed: (fetches, slot size) in the order of the plan; or, with in_place, the whole region,
- * which is written, too; present: likewise. plain: (fetches, 4 + B). written: (distinct, slot size). before: (m) code of each request's address. out, where, after as for Path. */
+ * which is written, too; present: likewise. plain: (fetches, 4 + B). written: (distinct, slot size). before: (m) code of each request's address. out, where,
+ * after as for Path. */
 int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch *q, const uint8_t *ops, const uint32_t *addrs, uint8_t *sealed,
                        uint8_t *present, int in_place, uint8_t *plain, const uint8_t *data, uint8_t *written, uint16_t *before, uint8_t *out,
                        uint8_t *where, uint8_t *after);

@@ -292,6 +292,36 @@ class CuckooGeometry:
         """All of it."""
         return Work(self, table, built)
 
+    def in_hand(self, clock: int, built: bool) -> list[tuple[Table, Work, Part | None]]:
+        """For each rebuild under way: what of its segments an opening has to read again."""
+        found: list[tuple[Table, Work, Part | None]] = []
+        for table in self.running(clock):
+            work = self.work(table, built)
+            last = work.position(clock - table.epoch * self.c)
+            if last is None:
+                continue
+            segment = work.segments[last.segment]
+            if segment.source < 0 or segment.kind == "middle":
+                found.append((table, work, Part(last.segment, 0, last.last)))
+            elif last.last < segment.size or work.shape.b == 1:
+                found.append((table, work, Part(segment.source, 0, work.segments[segment.source].size)))
+            else:
+                found.append((table, work, None))
+        return found
+
+    def again(self, clock: int, built: bool) -> tuple[I64, I64]:
+        """All that an opening has to read: the stashes of all tables, then what the rebuilds had in hand. Slots and epochs int64 (s,)."""
+        slots, epochs = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for table in self.alive(clock, built):
+            slots.append(self.first_slot(table) + 2 * self.levels[table.level].m + np.arange(STASH))
+            epochs.append(np.full(STASH, table.epoch, np.int64))
+        for _, work, part in self.in_hand(clock, built):
+            if part is not None:
+                read, under = work.slots(part)
+                slots.append(read)
+                epochs.append(under)
+        return np.concatenate(slots), np.concatenate(epochs)
+
     def moved(self, level: int, *, built: bool = True) -> int:
         """Slots that a level's rebuild moves."""
         shape = self.levels[level]

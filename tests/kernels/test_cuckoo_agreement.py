@@ -298,3 +298,28 @@ def test_codes_that_are_counted_over(two: bool) -> None:
                     np.testing.assert_array_equal(a, b)
                 same(trees[0], tree)
         assert len(flushes) == 2
+
+
+def test_a_placement_takes_even_shares() -> None:
+    """As many steps in each access, whoever the members are; so many accesses that what they read has its place before it is needed."""
+    assert NATIVE is not None
+    with passes(60, 3):
+        g = geometry(1000, 8, 5, 200)
+    shares: list[list[int]] = []
+    for everything in (False, True):
+        tree = Hierarchy(NATIVE, g)
+        kernel: Any = tree.kernel
+        build, level = kernel._builds[g.L], kernel._levels[g.L]
+        for i in range(g.c << g.L):
+            tree.access(Batch([(Op.WRITE, i % g.N if everything else i % 3, i)], i))
+        at = [0]
+        while not build.placed:
+            tree.access(Batch([(Op.DUMMY, 0, 0)], len(at)))
+            assert build.epoch == 1 << g.L
+            at.append(int(build.position))
+        assert len(at) - 1 == level.steps
+        assert build.count == (g.N if everything else 3)
+        shares.append(np.diff(at).tolist())
+    assert shares[0] == shares[1]
+    assert max(shares[0][:-1]) <= shares[0][-1] < min(shares[0][:-1]) + level.steps
+    assert 20 < level.steps < g.passes(g.L)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from oram.kernels.base import ABSENT, EMPTY, OLD, CuckooPlan, CuckooState, Cucko
 from oram.kernels.native.cipher import NativeKeys, NoRoomError
 from oram.kernels.native.memory import NativeRequests, pointer, writable
 from oram.params import CuckooGeometry, Table
-from oram.params.cuckoo import CHUNK_STASH, STASH, Part, Work
+from oram.params.cuckoo import CHUNK_STASH, STASH
 from oram.types import I64, U8, U32
 
 SEED = 32  # bytes
@@ -137,7 +136,9 @@ class NativeCuckoo:
         """Memory of the rebuilds of levels in a row, of which only one is ever under way."""
         g = self._geometry
         shapes = [g.levels[level] for level in levels]
-        hands = [max(s.b * s.r + CHUNK_STASH, 2 * s.width, s.b * CHUNK_STASH) if s.b > 1 else s.n for s in shapes]
+        hands = [
+            s.n if s.b == 1 else s.b * max(s.r, CHUNK_STASH) + CHUNK_STASH for s in shapes
+        ]  # no segment holds more
         contents = [max(s.b * s.r + CHUNK_STASH, 2 * s.width) if s.b > 1 else 2 * s.m for s in shapes]
         own = g.c + LEFT
         arrays = [
@@ -304,36 +305,11 @@ class NativeCuckoo:
             build.active = 0
         self._take_back()
 
-    def _in_hand(self) -> Iterator[tuple[Table, Work, Part | None]]:
-        """For each rebuild under way: what of its segments has to be read again."""
-        g, clock = self._geometry, self._clock
-        for table in g.running(clock):
-            work = g.work(table, self._built)
-            last = work.position(clock - table.epoch * g.c)
-            if last is None:
-                continue
-            segment = work.segments[last.segment]
-            if segment.source < 0 or segment.kind == "middle":
-                yield table, work, Part(last.segment, 0, last.last)
-            elif last.last < segment.size or work.shape.b == 1:
-                yield table, work, Part(segment.source, 0, work.segments[segment.source].size)
-            else:
-                yield table, work, None
-
     def resume(self) -> tuple[I64, I64]:
         """Stashes of all tables, and what the rebuilds had read of their current segment."""
         if not self._cold:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        g, slots, epochs = self._geometry, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for table in g.alive(self._clock, self._built):
-            slots.append(g.first_slot(table) + 2 * g.levels[table.level].m + np.arange(STASH))
-            epochs.append(np.full(STASH, table.epoch, np.int64))
-        for _, work, part in self._in_hand():
-            if part is not None:
-                again, under = work.slots(part)
-                slots.append(again)
-                epochs.append(under)
-        return np.concatenate(slots), np.concatenate(epochs)
+        return self._geometry.again(self._clock, self._built)
 
     def resumed(self, slots: Slots) -> None:
         """Put what was read where it was."""
@@ -344,7 +320,7 @@ class NativeCuckoo:
         for table in g.alive(clock, self._built):
             self._put(lib.oram_cuckoo_stash, addr, blocks, at, STASH, table.level, table.epoch, STASH)
             at += STASH
-        for table, work, part in list(self._in_hand()):
+        for table, work, part in g.in_hand(clock, self._built):
             self._lend(table.level)
             self._run(
                 lib.oram_cuckoo_begin, self._struct, table.level, table.epoch, writable("uint16_t[]", state.code.copy())

@@ -217,40 +217,11 @@ class ReferenceCuckoo:
                 self._row.update((int(state.page_addr[page, row]), (page, row)) for row in rows)
         self._row.pop(EMPTY, None)
 
-    def _in_hand(self) -> Iterator[tuple[Table, Work, Part | None]]:
-        """For each rebuild under way: what of its segments has to be read again."""
-        g, clock = self._geometry, self._clock
-        for table in g.running(clock):
-            work = g.work(table, self._built)
-            last = work.position(clock - table.epoch * g.c)
-            if last is None:
-                continue
-            segment = work.segments[last.segment]
-            if segment.source < 0 or segment.kind == "middle":
-                yield table, work, Part(last.segment, 0, last.last)
-            elif last.last < segment.size or work.shape.b == 1:
-                yield table, work, Part(segment.source, 0, work.segments[segment.source].size)
-            else:
-                yield table, work, None
-
     def resume(self) -> tuple[I64, I64]:
         """Stashes of all tables, and what the rebuilds had read of their current segment."""
         if not self._cold:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        g, slots, epochs = self._geometry, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for table in g.alive(self._clock, self._built):
-            slots.append(self._stash_slots(table))
-            epochs.append(np.full(STASH, table.epoch, np.int64))
-        for _, work, part in self._in_hand():
-            if part is not None:
-                again, under = work.slots(part)
-                slots.append(again)
-                epochs.append(under)
-        return np.concatenate(slots), np.concatenate(epochs)
-
-    def _stash_slots(self, table: Table) -> I64:
-        g = self._geometry
-        return g.first_slot(table) + 2 * g.levels[table.level].m + np.arange(STASH)
+        return self._geometry.again(self._clock, self._built)
 
     def resumed(self, slots: Slots) -> None:
         """Put what was read where it was."""
@@ -261,7 +232,7 @@ class ReferenceCuckoo:
         for table in g.alive(clock, self._built):
             self._stash[table] = {a: block for a, block in found[at : at + STASH] if a != EMPTY}
             at += STASH
-        for table, _, part in list(self._in_hand()):
+        for table, _, part in g.in_hand(clock, self._built):
             build = self._begin(table)
             if part is not None:
                 self._take(build, part, found[at : at + part.last])
