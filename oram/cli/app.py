@@ -224,9 +224,24 @@ def create(
             "--xor/--no-xor", help="Ring: fetch the XOR of a path's slots.", show_default="where the backend can"
         ),
     ] = None,
+    eps: Annotated[
+        float | None,
+        typer.Option(help="Cuckoo: spare cells of a table, as a fraction of its entries.", show_default="0.1"),
+    ] = None,
+    rebuild: Annotated[
+        str | None,
+        typer.Option(
+            help="Cuckoo: deamortized (a little with each access) or amortized (in one access).",
+            show_default="deamortized",
+        ),
+    ] = None,
     cipher: Annotated[str, typer.Option(help="aes-256-gcm or aegis-256.")] = "aes-256-gcm",
     tree_top: Annotated[
-        str, typer.Option(metavar="BYTES", help="Client memory for the top of the tree, which the server never sees.")
+        str,
+        typer.Option(
+            metavar="BYTES",
+            help="Client memory for the top of the tree, or for Cuckoo's newest blocks, which the server never sees.",
+        ),
     ] = "16MiB",
     shards: Annotated[
         int,
@@ -253,7 +268,9 @@ def create(
     """
     place = places.store(url, state)
     block, top = formats.size(block_size, "--block-size"), formats.size(tree_top, "--tree-top")
-    chosen = schemes.choose(scheme, Z=blocks, A=eviction, S=dummies, metadata=metadata, xor=xor)
+    chosen = schemes.choose(
+        scheme, Z=blocks, A=eviction, S=dummies, metadata=metadata, xor=xor, eps=eps, rebuild=rebuild
+    )
     places.refuse_existing(place, state)
     records = None
     if items is not None:

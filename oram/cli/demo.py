@@ -1,4 +1,4 @@
-"""``oram demo``: the same workload on an encrypted store and on two oblivious ones, and what the server saw of it."""
+"""``oram demo``: the same workload on an encrypted store and on three oblivious ones, and what the server saw of it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import oram
 from oram.assembly import Shape
 from oram.backends import Backend, Capability, LMDBBackend, MemoryBackend
 from oram.cli import encrypted, picture, places, workload
-from oram.cli.comparison import RUNS, Comparison, Ring, Side, cost_rows, move_rows, p_text, verdict
+from oram.cli.comparison import RUNS, Comparison, Cuckoo, Ring, Side, cost_rows, move_rows, p_text, verdict
 from oram.cli.credentials import write_key
 from oram.cli.exits import InputError
 from oram.cli.progress import Meter, meter
-from oram.cli.view import BINS, Cost, Moved, View
+from oram.cli.view import BINS, Cost, Moved, View, off_schedule
 from oram.engine import Durability
 from oram.errors import StoreExistsError
-from oram.params import PathGeometry, RingGeometry, RingParams
+from oram.params import CuckooGeometry, PathGeometry, RingGeometry, RingParams
 from oram.trace import TraceBackend
 
 __all__ = ["FAST", "FULL", "Setting", "compare", "run", "show"]
@@ -91,9 +91,10 @@ class Ground(Protocol):
 
 
 class Disk:
-    """On this disk; and in memory that plays a server far away, for Ring."""
+    """On this disk; and in memory that plays a server far away, for Ring and Cuckoo."""
 
     remote = False
+    _far = ("ring", "cuckoo")
     trace = staticmethod(TraceBackend)
 
     def __init__(self, home: Path, client: Path) -> None:
@@ -103,10 +104,10 @@ class Disk:
         return nullcontext()
 
     def open(self, store: str, *, sync: bool, create: bool) -> Backend:
-        return FarBackend() if store == "ring" else LMDBBackend(self._home / store, sync=sync, create=create)
+        return FarBackend() if store in self._far else LMDBBackend(self._home / store, sync=sync, create=create)
 
     def state(self, store: str) -> Path | None:
-        return self._client if store == "ring" else None
+        return self._client / store if store in self._far else None
 
 
 class Server:
@@ -183,9 +184,10 @@ def compare(
         key = (write_key(home / "key").key if keep else None) or oram.generate_key()
         oblivious, geometry = _run_oblivious(ground, key, records, asked, setting, bar)
         ring = _run_ring(ground, records, asked, setting, bar)
+        cuckoo = _run_cuckoo(ground, records, asked, setting, bar)
     return Comparison(
         len(records), unicodedata.unidata_version, accesses, sum(request.value is not None for request in asked), seed,
-        geometry, setting.tree_top, BLOCK, tuple(name.decode() for name, _ in records), plain, oblivious, ring, ground.remote,
+        geometry, setting.tree_top, BLOCK, tuple(name.decode() for name, _ in records), plain, oblivious, ring, cuckoo, ground.remote,
     )  # fmt: skip
 
 
@@ -296,6 +298,51 @@ def _run_ring(
     )
 
 
+def _run_cuckoo(
+    ground: Ground,
+    records: Sequence[tuple[bytes, bytes]],
+    asked: Sequence[workload.Request],
+    setting: Setting,
+    bar: Meter,
+) -> Cuckoo:
+    """Cuckoo in the same place as Ring, by one handle too."""
+    bar.stage("oblivious store, Cuckoo: bulk load", len(records))
+    with ground.room("cuckoo"):
+        start = time.perf_counter()
+        with ground.open("cuckoo", sync=False, create=True) as backend:
+            trace = ground.trace(backend)
+            store = oram.create(
+                trace, key=oram.generate_key(), capacity=len(records), block_size=BLOCK, scheme="cuckoo",
+                tree_top=setting.tree_top, durability="process", state=ground.state("cuckoo"), items=records, progress=bar.at,
+            )  # fmt: skip
+            with store:
+                loaded = time.perf_counter() - start
+                g = Shape.of(store.info()).geometry
+                assert isinstance(g, CuckooGeometry)
+                bar.stage("oblivious store, Cuckoo: accesses", len(asked))
+                store.get(records[0][0])  # the first access reads the stashes besides
+                trace.clear()
+                cost = Cost.of(trace, _drive(store, asked, bar))
+                region = next(event.region for event in trace.events if event.op == "read")
+                seen = View.of_tables(trace.events, region, g, 1)
+                cells = View.of_cells(trace.events, region, g, 1, seed=1)
+                moved = Moved.of_probes(trace, len(asked), region, cells.accesses)
+                odd = off_schedule(trace.events, region, g, 1)
+    tables = cells.accesses / 2 / len(asked)
+    return Cuckoo(
+        "Oblivious store: Cuckoo",
+        "cell",
+        seen,
+        {"process": cost},
+        loaded,
+        moved,
+        geometry=g,
+        cells=cells,
+        tables=tables,
+        off_schedule=odd,
+    )
+
+
 def _drive(store: Store, asked: Sequence[workload.Request], bar: Meter) -> list[float]:
     """Run the requests; the seconds that each took. What was put is checked when it is asked for again."""
     now, seconds = time.perf_counter, []
@@ -329,16 +376,17 @@ def show(console: Console, found: Comparison) -> None:
     )
     r = found.ring.geometry
     where = (
-        "All three stores are on the server. Of Ring it has"
+        "All four stores are on the server. Of Ring it has"
         if found.server
-        else "The Ring store is in memory that plays a remote server,"
+        else "The Ring and Cuckoo stores are in memory that plays a remote server; of Ring it has"
     )
     console.print(
-        f"{where} levels {r.T} to {r.L} of its tree, with {r.Z} blocks and {r.S} dummies or more in each bucket.",
+        f"{where} levels {r.T} to {r.L} of its tree, with {r.Z} blocks and {r.S} dummies or more in each bucket; of Cuckoo "
+        f"{found.cuckoo.geometry.L} levels of tables and a bottom for all blocks, below {found.cuckoo.geometry.c} blocks in client memory.",
         highlight=False,
     )
     bars = BINS if console.width >= 2 * (BINS + 5) else BINS // 2
-    sides = (found.encrypted, found.oblivious, found.ring)
+    sides = (found.encrypted, found.oblivious, found.ring, found.cuckoo)
     scale = max(int(side.view.bins(bars).max()) for side in sides)
     panels = [_panel(side, bars, scale, found.names if side is found.encrypted else None) for side in sides]
     panels.append(_moves(found, bars))
@@ -375,10 +423,15 @@ def _panel(side: Side, bars: int, scale: int, names: Sequence[str] | None) -> Pa
 
 
 def _moves(found: Comparison, bars: int) -> Panel:
-    """What an access moves, and which slot of a bucket Ring asks for."""
-    choice = found.ring.choice
+    """What an access moves, which slot of a bucket Ring asks for, and which cells Cuckoo looks into."""
+    choice, cells = found.ring.choice, found.cuckoo.cells
     text = Text()
-    text.append("which of a bucket's unread slots\n", "dim")
+    text.append("Cuckoo: cells in all tables\n", "dim")
+    text.append(f"p(uniform)      {p_text(cells.p_value)}\n")
+    text.append(f"                {'looks uniform' if cells.uniform else 'not uniform'}\n")
+    odd = found.cuckoo.off_schedule
+    text.append(f"rebuilds        {f'{odd:,} out of turn' if odd else 'as the clock says'}\n\n")
+    text.append("Ring: a bucket's unread slots\n", "dim")
     text.append(f"p(uniform)      {p_text(choice.p_value)}\n")
     text.append(f"                {'looks uniform' if choice.uniform else 'not uniform'}\n\n")
     text.append("an access moves, in bytes\n", "dim")

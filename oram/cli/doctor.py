@@ -42,7 +42,7 @@ def describe(public: dict[str, Any]) -> dict[str, Any]:
         found = _describe(public)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError("the header is damaged") from error
-    if not all(isinstance(value, int | str | None) for value in found.values()):
+    if not all(isinstance(value, int | float | str | None) for value in found.values()):
         raise IntegrityError("the header is damaged")
     return found
 

@@ -59,9 +59,9 @@ _LEFT, _RIGHT, _TOP = 58, 512, 10
 def page(found: Comparison) -> str:
     """The whole page."""
     g, r = found.geometry, found.ring.geometry
-    highest = max(int(side.view.bins().max()) for side in (found.encrypted, found.oblivious, found.ring))
+    highest = max(int(side.view.bins().max()) for side in (found.encrypted, found.oblivious, found.ring, found.cuckoo))
     lead = (
-        f"The same {found.accesses:,} requests ({found.puts:,} puts, the rest gets) went to three stores of {found.records:,} records: the named "
+        f"The same {found.accesses:,} requests ({found.puts:,} puts, the rest gets) went to four stores of {found.records:,} records: the named "
         f"characters of Unicode {found.unicode} and their properties. A few records are asked for often and most never (zipf, theta {THETA}, seed "
         f"{found.seed}). All of them encrypt everything; below is all that is left for the server to see."
     )
@@ -73,7 +73,7 @@ def page(found: Comparison) -> str:
         if found.server
         else (
             "Its server is memory that plays one far away: it",
-            "The Ring store is in memory that plays a remote server, so its times say nothing beside these.",
+            "The Ring and Cuckoo stores are in memory that plays a remote server, so their times say nothing beside these.",
         )
     )
     sentences = "\n".join(f'<p class="say">{escape(sentence)}</p>' for sentence in verdict(found))
@@ -84,6 +84,8 @@ def page(found: Comparison) -> str:
 {_card(found, found.encrypted, highest)}
 {_card(found, found.oblivious, highest)}
 {_card(found, found.ring, highest)}
+{_card(found, found.cuckoo, highest)}
+{_cells(found)}
 {_moves(found)}
 </div>
 <section class="card">
@@ -104,7 +106,8 @@ those of slots; the journal is client state beside them. Loading took {found.enc
 access is shown by its page of the bottom layer, from which the pages above it follow. What the server saw was recorded between the client and its
 backend, in the run with durability sync. The second is Ring ORAM with Z={r.Z}, A={r.A}, S={r.S} and a tree of {r.L + 1} levels, of which the client keeps
 {r.T}; its client state is on disk. Each access is shown by the slot that it reads at the lowest level. {server} XORs slots, and what
-an access writes travels with the next one's read. The test of uniformity is chi-square over
+an access writes travels with the next one's read. The third is Cuckoo ORAM with {found.cuckoo.geometry.L} levels of tables above the bottom, which has room for
+all blocks; each access is shown by the first cell that it looks into there. It is where the Ring store is. The test of uniformity is chi-square over
 {BINS} bins, its p-value by Wilson and Hilferty's approximation; below
 {ALPHA:g} a run is called not uniform, which befalls each uniform one once in {1 / ALPHA:,.0f} times.</footer>
 </main>"""
@@ -126,6 +129,9 @@ def _card(found: Comparison, side: Side, highest: int) -> str:
     elif side is found.oblivious:
         what = "Path ORAM: each access reads one random path of pages, and writes it back sealed anew."
         where, legend = "page of the bottom layer", _key("--flat", "read and written back, each time")
+    elif side is found.cuckoo:
+        what = "Cuckoo ORAM: each access reads two random cells of every table; tables are rebuilt, a little at a time, as its number says."
+        where, legend = "cell of the bottom's first table", _key("--flat", "read, each time")
     else:
         what = "Ring ORAM: each access reads one slot of each bucket on a random path; a path is written anew now and then."
         where, legend = "slot of the lowest level", _key("--flat", "read, each time")
@@ -141,6 +147,23 @@ def _card(found: Comparison, side: Side, highest: int) -> str:
 {_numbers(side)}
 <h3>The ten most touched {side.unit}s</h3>
 {_top(found, side)}
+</section>"""
+
+
+def _cells(found: Comparison) -> str:
+    """Which cells Cuckoo looks into, and what its rebuilds move."""
+    cuckoo, view = found.cuckoo, found.cuckoo.cells
+    looks = "looks uniform" if view.uniform else "not uniform"
+    odd = f"{cuckoo.off_schedule:,} of {len(cuckoo.view.touched):,} accesses" if cuckoo.off_schedule else "no access"
+    return f"""<section class="card flat">
+<h2>Two cells of each table</h2>
+<p class="lead">A block may lie in two cells of a table, as a secret hash says. Where the block is not, two random cells are read in their place.</p>
+<h3>Where in its table each of them is, in {BINS} bins</h3>
+{_histogram(view, int(view.bins().max()), "part of the table", ("0", "1"))}
+<div class="legend">{view.accesses:,} cells, {cuckoo.tables:.1f} tables an access; p = {p_text(view.p_value)}, {looks}.</div>
+<h3>Rebuilds</h3>
+<p class="lead">They read and write whole tables in a fixed order, a share with each access. Which slots these are follows from the number of accesses
+alone: {odd} moved any other.</p>
 </section>"""
 
 

@@ -13,6 +13,7 @@ __all__ = ["choose"]
 _OPTIONS = {
     "path": {"Z": "-Z"},
     "ring": {"Z": "-Z", "A": "-A", "S": "-S", "metadata": "--metadata", "xor": "--xor"},
+    "cuckoo": {"eps": "--eps", "rebuild": "--rebuild"},  # c follows from --tree-top
 }
 
 
@@ -25,9 +26,12 @@ def choose(scheme: str | None, **given: Any) -> str | SchemeParams | None:
     if not given or (scheme is not None and scheme not in SCHEMES):
         return scheme  # what is wrong with a name, the library says
     own = _OPTIONS.get(scheme or "", {})
-    foreign = [_OPTIONS["ring"][name] for name in given if name not in own]
+    flags = {name: flag for options in _OPTIONS.values() for name, flag in options.items()}
+    foreign = [flags[name] for name in given if name not in own]
     if foreign:
         where = " or ".join(f"--scheme {name}" for name, options in _OPTIONS.items() if {*given} <= {*options})
+        if not where:
+            raise InputError(f"{', '.join(flags[name] for name in given)}: no scheme has all of these")
         raise InputError(f"{', '.join(foreign)}: only with {where}")
     params = SCHEMES[scheme or ""](**given)
     refuse(params.problems())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from oram.params import CuckooGeometry, Table
 from oram.trace import Event, TraceBackend
 from oram.types import I64
 
-__all__ = ["BINS", "Cost", "Moved", "View", "chi_square_p"]
+__all__ = ["BINS", "Cost", "Moved", "View", "chi_square_p", "off_schedule"]
 
 #: Bins of the slots, for histograms and for the test of uniformity.
 BINS = 64
@@ -76,6 +77,26 @@ class View:
                     seen.add(slot)
         return cls(scale, np.array(ranks, np.int64), (False,) * len(ranks))
 
+    @classmethod
+    def of_tables(cls, events: Sequence[Event], region: str, g: CuckooGeometry, clock: int) -> View:
+        """Of a bulk-loaded Cuckoo hierarchy: the cell of the bottom's first table that each access reads. clock: accesses before the first one seen."""
+        cells = [
+            next(u for table, u, _ in probes if table.level == g.L) for probes in _probes(events, region, g, clock)
+        ]
+        return cls(g.levels[g.L].m, np.array(cells, np.int64), (False,) * len(cells))
+
+    @classmethod
+    def of_cells(cls, events: Sequence[Event], region: str, g: CuckooGeometry, clock: int, seed: int) -> View:
+        """Of the same: both cells in every table, each as a fraction of its table, spread within its step as in ``of_choices``."""
+        random, scale = np.random.default_rng(seed), 1 << 20
+        found = [
+            int((cell + random.random()) / g.levels[table.level].m * scale)
+            for probes in _probes(events, region, g, clock)
+            for table, *cells in probes
+            for cell in cells
+        ]
+        return cls(scale, np.array(found, np.int64), (False,) * len(found))
+
     @property
     def accesses(self) -> int:
         """Accesses seen."""
@@ -134,6 +155,41 @@ def _groups(events: Sequence[Event], region: str) -> list[tuple[int, ...]]:
     return [event.indices for event in events if event.region == region and event.op == "xor"]
 
 
+def _probes(
+    events: Sequence[Event], region: str, g: CuckooGeometry, clock: int
+) -> Iterator[list[tuple[Table, int, int]]]:
+    """The tables that each access looks into, by its number, and the cells there: what is read first."""
+    reads = [event.indices for event in events if event.region == region and event.op == "read"]
+    for at, slots in enumerate(reads, clock):
+        firsts = [(table, g.first_slot(table)) for table in g.alive(at, built=True)]
+        yield [
+            (table, (u - first) // 2, (v - first) // 2)
+            for (table, first), u, v in zip(firsts, slots[::2], slots[1::2], strict=False)
+        ]
+
+
+def off_schedule(events: Sequence[Event], region: str, g: CuckooGeometry, clock: int) -> int:
+    """Accesses of a bulk-loaded Cuckoo hierarchy that moved other slots than two of each table and what the clock says."""
+    reads = [event.indices for event in events if event.region == region and event.op == "read"]
+    wrote = [event.indices for event in events if event.region == region and event.op == "write"]
+    odd, at_write = 0, 0
+    for at, slots in enumerate(reads, clock):  # one read an access
+        read, written = list[int](), list[int]()
+        for table in g.running(at):
+            work = g.work(table, built=True)
+            for part in work.parts(at - table.epoch * g.c):
+                kind = work.segments[part.segment].kind
+                (read if kind in ("input", "middle") else written).extend(work.slots(part)[0].tolist())
+        alive = g.alive(at, built=True)
+        as_said = list(slots[2 * len(alive) :]) == read
+        if written:
+            waits = at_write == len(wrote) and at == clock + len(reads) - 1  # for the next access
+            as_said &= waits or (at_write < len(wrote) and list(wrote[at_write]) == written)
+            at_write += 1
+        odd += not as_said
+    return odd + max(0, len(wrote) - at_write)
+
+
 @dataclass(frozen=True, slots=True)
 class Moved:
     """What an access moved on average, in slots and their bytes. online: what had to be read before the answer was there."""
@@ -158,6 +214,12 @@ class Moved:
         size = next(event.slot_size for event in trace.events if event.region == region)
         slots = len(groups) if folded else sum(groups)
         return cls._of(trace, len(groups), slots, slots * size, more=(slots - len(groups)) * size)
+
+    @classmethod
+    def of_probes(cls, trace: TraceBackend, accesses: int, region: str, probes: int) -> Moved:
+        """Of a Cuckoo store that looked into so many cells; what else was read, rebuilds did."""
+        size = next(event.slot_size for event in trace.events if event.region == region)
+        return cls._of(trace, accesses, probes, probes * size)
 
     @classmethod
     def _of(cls, trace: TraceBackend, accesses: int, slots: int, size: int, more: int = 0) -> Moved:

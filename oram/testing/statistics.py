@@ -44,6 +44,7 @@ __all__ = [
     "uniform_choice",
     "uniform_leaves",
     "uniform_ranks",
+    "used_first",
 ]
 
 ALPHA_TOTAL = 1e-6
@@ -283,6 +284,24 @@ def excess_rate(epochs: Sequence[int], m: int, entries: int, seed: int) -> Resul
     seen = sum(excess == 0 for excess in epochs)
     table = [[seen, len(epochs) - seen], [fits, reference - fits]]
     return Result("graph excess", 1 - seen / len(epochs), float(scipy_stats.fisher_exact(table).pvalue), LEVEL)
+
+
+def used_first(epochs: Iterable[tuple[Ints, int]]) -> list[tuple[int, int]]:
+    """For ``uniform_ranks``: the rank of each cell looked up among all m of its table, if those looked up before are put first.
+
+    epochs: the cells looked up in a table, in order, and m. Uniform cells have uniform ranks, whatever came before. Where dummies avoid
+    cells that were read, low ranks are missing; where a cell is read again too often, there are too many of them.
+    """
+    ranks = list[tuple[int, int]]()
+    for cells, m in epochs:
+        used = list[int]()
+        for cell in cells:
+            if cell in used:
+                ranks.append((used.index(cell), m))
+            else:
+                ranks.append((len(used) + cell - sum(other < cell for other in used), m))
+                used.append(cell)
+    return ranks
 
 
 def confirmed(test: Callable[[int], Result]) -> Result:

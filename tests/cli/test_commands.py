@@ -218,12 +218,31 @@ def test_create_passes_the_parameters_of_ring_on(oram: Oram, key_file: Path) -> 
     assert json.loads(oram("info", "t", "--json").text)["scheme"] == "ring"
 
 
+def test_create_passes_the_parameters_of_cuckoo_on(oram: Oram, key_file: Path) -> None:
+    done = oram(
+        "create", "s", "--capacity", 500, "--block-size", 256, "--scheme", "cuckoo", "--eps", 0.25, "--rebuild", "amortized",
+        "--tree-top", "20KiB", "--durability", "process", "--key-file", key_file,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads(oram("info", "s", "--json").text)
+    assert (found["scheme"], found["eps"], found["rebuild"]) == ("cuckoo", 0.25, "amortized")
+    assert found["blocks_of_the_top_buffer"] == 8  # eight of these for each of its buffers, and fewer than sqrt(500)
+    assert found["server_bytes"] == found["slots"] * (256 + 28)
+    assert "rebuild amortized" in " ".join(oram("info", "s").text.split())
+    assert oram("put", "s", "k", "v", "--key-file", key_file).code == 0
+    assert oram("get", "s", "k", "--key-file", key_file).out == b"v"
+    assert json.loads(oram("verify", "s", "--json", "--key-file", key_file).text)["records"] == 1
+    assert oram("backup", "s", "b", "--key-file", key_file).code == 0
+    assert oram("restore", "b", "t", "--key-file", key_file).text == "restored 1 record\n"
+    assert json.loads(oram("info", "t", "--json").text)["eps"] == 0.25
+
+
 def test_create_passes_Z_on_to_path(oram: Oram, key_file: Path) -> None:
     assert oram("create", "s", "--capacity", 50, "--scheme", "path", "-Z", 5, "--key-file", key_file).code == 0
     assert json.loads(oram("info", "s", "--json").text)["slots_a_bucket"] == 5
 
 
-@pytest.mark.parametrize("scheme", ["path", "linear"])
+@pytest.mark.parametrize("scheme", ["path", "cuckoo", "linear"])
 def test_verify_counts_records(oram: Oram, key_file: Path, scheme: str) -> None:
     key = ("--key-file", key_file)
     oram("create", "s", "--capacity", 20, "--blocks-per-value", 2, "--block-size", 64, "--scheme", scheme, *key)
@@ -232,7 +251,7 @@ def test_verify_counts_records(oram: Oram, key_file: Path, scheme: str) -> None:
     assert json.loads(oram("verify", "s", "--json", *key).text) == {"ok": True, "exit": 0, "records": 1}
 
 
-@pytest.mark.parametrize("scheme", ["path", "linear"])
+@pytest.mark.parametrize("scheme", ["path", "cuckoo", "linear"])
 def test_verify_of_a_store_without_keys(oram: Oram, key_file: Path, tmp_path: Path, scheme: str) -> None:
     made = library.create(f"lmdb:{tmp_path / 's'}", key=KEY, capacity=20, block_size=64, scheme=scheme, keyed=False)
     with made:

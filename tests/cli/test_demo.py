@@ -16,11 +16,13 @@ from rich.console import Console
 from scipy import stats
 
 import oram as library
+from oram.assembly import Shape
 from oram.backends import LMDBBackend, MemoryBackend
 from oram.cli import comparison, demo, picture, workload
 from oram.cli.encrypted import EncryptedStore
-from oram.cli.view import BINS, View, chi_square_p
+from oram.cli.view import BINS, View, chi_square_p, off_schedule
 from oram.errors import IntegrityError, MissingKeyError
+from oram.params import CuckooGeometry
 from oram.trace import Event, TraceBackend
 
 Oram = Callable[..., Any]
@@ -42,12 +44,16 @@ def test_the_oblivious_side_is_uniform_and_the_other_is_not(found: comparison.Co
     assert found.ring.view.p_value > FALSE_ALARM
     assert found.ring.choice.p_value > FALSE_ALARM
     assert found.ring.view.top_share < 0.1
+    assert found.cuckoo.view.p_value > FALSE_ALARM
+    assert found.cuckoo.cells.p_value > FALSE_ALARM
+    assert found.cuckoo.view.top_share < 0.1
 
 
 def test_what_the_server_saw_of_puts(found: comparison.Comparison) -> None:
     assert sum(found.encrypted.view.written) == found.puts > 0
     assert not any(found.oblivious.view.written)
     assert not any(found.ring.view.written)
+    assert not any(found.cuckoo.view.written)
 
 
 def test_costs_are_those_of_the_protocol(found: comparison.Comparison) -> None:
@@ -77,6 +83,42 @@ def test_ring_moves_what_the_protocol_says(found: comparison.Comparison) -> None
     assert found.oblivious.moved.online_slots == path.layers
     assert found.oblivious.moved.online_bytes == path.layers * path.slot_size
     assert found.encrypted.moved.online_slots == 1
+
+
+def test_cuckoo_moves_what_the_schedule_says(found: comparison.Comparison) -> None:
+    cuckoo, n = found.cuckoo, found.accesses
+    g, moved = cuckoo.geometry, cuckoo.moved
+    assert cuckoo.off_schedule == 0
+    clocks = range(1, n + 1)
+    probes = sum(2 * len(g.alive(clock, built=True)) for clock in clocks)
+    assert (cuckoo.cells.accesses, cuckoo.view.slots) == (probes, g.levels[g.L].m)
+    assert (moved.round_trips, moved.online_slots) == (1, probes / n)
+    work = [
+        part.last - part.first
+        for clock in clocks
+        for table in g.running(clock)
+        for part in g.work(table, built=True).parts(clock - table.epoch * g.c)
+    ]
+    most = (probes + sum(work)) * g.slot_size + 64 * n  # and the clocks; what was written last waits
+    assert most - 64 - moved.largest <= moved.all_bytes * n <= most
+
+
+def test_rebuilds_out_of_turn_are_noticed() -> None:
+    trace = TraceBackend(MemoryBackend())
+    store = library.create(
+        trace, key=bytes(32), capacity=64, block_size=48, scheme=library.CuckooParams(c=8), items={b"a": b"1"}
+    )
+    store[b"a"]
+    trace.clear()
+    for _ in range(40):
+        store[b"a"]
+    g = Shape.of(store.info()).geometry
+    assert isinstance(g, CuckooGeometry)
+    assert off_schedule(trace.events, "slots.1", g, 1) == 0
+    assert off_schedule(trace.events, "slots.1", g, 2) > 0
+    last = max(i for i, event in enumerate(trace.events) if event.op == "write" and event.region == "slots.1")
+    less = [event for i, event in enumerate(trace.events) if i != last]
+    assert off_schedule(less + trace.events[-2:-1], "slots.1", g, 1) > 0
 
 
 def test_the_view_names_the_record_that_was_asked_for(found: comparison.Comparison) -> None:

@@ -72,6 +72,15 @@ def test_existing_store(oram: Oram, store: Path) -> None:
         (["--scheme", "ring", "-Z", 4, "-A", 4], "with Z=4 the stash is bounded for A of at most 3"),
         (["--scheme", "ring", "--metadata", "both"], 'metadata must be "client" or "server"'),
         (["--scheme", "ring", "--xor"], "this backend cannot XOR slots: give xor=None or False"),
+        (["--eps", 0.2], "--eps: only with --scheme cuckoo"),
+        (["--scheme", "ring", "--rebuild", "amortized"], "--rebuild: only with --scheme cuckoo"),
+        (["--scheme", "cuckoo", "-A", 3], "-A: only with --scheme ring"),
+        (["--scheme", "cuckoo", "-A", 3, "--eps", 0.2], "-A, --eps: no scheme has all of these"),
+        (
+            ["--scheme", "cuckoo", "--eps", 0.05],
+            "eps must be a number from 0.1 to 3: below, the stash of a level has no useful bound",
+        ),
+        (["--scheme", "cuckoo", "--rebuild", "never"], 'rebuild must be "deamortized" or "amortized"'),
         (["--scheme", "square", "-Z", 4], "scheme must be one of path, ring, cuckoo, linear"),
     ],
 )

@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "evidence.md").read_text()
         ("control", "test_controls.py", r"Control\(", 21),
         ("control of Ring", "test_ring.py", r"Control\(", 21),
         ("control of shards", "test_shards.py", r"Control\(", 10),
-        ("control of Cuckoo", "test_cuckoo_controls.py", r"[A-Z]\w+,", 5),
+        ("control of Cuckoo", "test_cuckoo_controls.py", r"[A-Z]\w+,", 12),
     ],
 )
 def test_the_controls(head: str, module: str, control: str, least: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ import pytest
 from scipy.stats import poisson
 
 import oram
+from oram.assembly import Shape
 from oram.backends import MemoryBackend
 from oram.errors import CapacityError, MissingKeyError
+from oram.params import CuckooGeometry
 from oram.store import Blocks, ObliviousStore
 from oram.testing.randomness import Coins, leaves_of, listen, looked_up, pinned
 from oram.testing.remote import RemoteBackend
 from oram.testing.simulators import canonical, simulator
+from oram.testing.worlds import observe
 from oram.trace import TraceBackend
 
 CAPACITY = 30
@@ -33,6 +37,11 @@ RING: dict[str, dict[str, Any]] = {
     "ring, one by one": {"scheme": oram.RingParams(Z=4, A=3, S=6, xor=False), "tree_top": 400},
     "ring, metadata there": {"scheme": oram.RingParams(Z=3, A=1, S=1, metadata="server"), "tree_top": 0},
     "ring, two blocks a value": {"scheme": oram.RingParams(Z=4), "tree_top": 0, "blocks_per_value": 2},
+}
+CUCKOO: dict[str, dict[str, Any]] = {
+    "cuckoo": {"scheme": oram.CuckooParams(c=8)},
+    "cuckoo, amortized": {"scheme": oram.CuckooParams(c=8, eps=0.3, rebuild="amortized")},
+    "cuckoo, two blocks a value": {"scheme": oram.CuckooParams(c=8), "blocks_per_value": 2},
 }
 
 
@@ -258,6 +267,94 @@ def test_a_remote_ring_takes_one_round_trip(tmp_path: Path) -> None:
         assert remote.round_trips - before == 41 * trips
         store.close()
         assert remote.round_trips - before == 41 * trips + 1
+
+
+@pytest.mark.parametrize("cost", COSTS, ids=lambda cost: f"{cost.method}-{COSTS.index(cost)}")
+@pytest.mark.parametrize("layout", CUCKOO)
+@pytest.mark.one_kernel
+def test_cuckoo(layout: str, cost: Cost) -> None:
+    """As for Ring; on the reference kernels, where the pairs can be chosen."""
+
+    def make() -> tuple[ObliviousStore, TraceBackend]:
+        trace = TraceBackend(MemoryBackend())
+        usual: dict[str, Any] = {"key": bytes(32), "capacity": CAPACITY, "block_size": 40, "durability": "process"}
+        return oram.create(trace, **{**usual, **CUCKOO[layout]}), trace
+
+    def work(store: ObliviousStore) -> None:
+        store.put_many([(b"%d" % i, b"v") for i in range(20)])
+        with suppress(MissingKeyError, CapacityError):
+            cost.call(store)
+
+    view = observe(make, work, seed=1)
+    unit = view.info["blocks_per_value"]
+    assert [len(batch) for batch in view.asked] == [unit * records for records in (20, *cost.batches)]
+    assert view.simulated().events == view.events
+    assert view.events[-1].trip + 1 == 2 * len(view.asked)
+
+
+@pytest.mark.parametrize("rebuild", ["deamortized", "amortized"])
+def test_an_access_of_cuckoo(rebuild: Any) -> None:
+    """Slots and round trips of each access, and the sums over an epoch of the bottom, to the slot, by the constants of docs/schemes/cuckoo.md.
+
+    Nothing is written before the answer is there: what is online are reads, in one round trip.
+    """
+    trace = TraceBackend(MemoryBackend())
+    scheme = oram.CuckooParams(c=8, rebuild=rebuild)
+    store = oram.create(
+        trace, key=bytes(32), capacity=64, block_size=40, scheme=scheme, durability="process", tree_top=0
+    )
+    g = Shape.of(store.info()).geometry
+    assert isinstance(g, CuckooGeometry)
+    n, L, period = [8, 16, 32, 64], 3, 64
+    cells = [2 * math.ceil(1.1 * each) for each in n]
+    read = written = 0
+    for clock in range(3 * period):
+        probes = 2 * len(g.alive(clock, built=False))
+        trace.clear()
+        if clock % 3:
+            store.get(b"%d" % (clock % 7))
+        else:
+            store[b"%d" % (clock % 50)] = b"x"
+        slots = [event for event in trace.events if event.region == "slots.1"]
+        assert [(event.op, event.trip) for event in slots if event.indices] in (
+            [("read", 0)][: probes > 0],
+            [("read", 0), ("write", 1)],
+            [("write", 1)],
+        )
+        assert trace.round_trips == 2
+        if clock >= 2 * period:  # from here on the bottom has an old one
+            read += sum(len(event.indices) for event in slots if event.op == "read") - probes
+            written += sum(len(event.indices) for event in slots if event.op == "write")
+    times = [2 ** (L - 1 - level) for level in range(L)] + [1]
+    assert read == sum(times[level] * sum(cells[:level]) for level in range(L + 1)) + cells[L]
+    assert written == sum(times[level] * (cells[level] + 32) for level in range(L + 1))
+
+
+def test_a_remote_cuckoo_takes_one_round_trip(tmp_path: Path) -> None:
+    """An access or a batch, its write-back and all; one more after an opening, for what was in client memory; and one for the close."""
+    remote = RemoteBackend(MemoryBackend())
+    store = oram.create(
+        remote,
+        key=bytes(32),
+        capacity=30,
+        block_size=40,
+        scheme=oram.CuckooParams(c=8),
+        state=tmp_path / "state",
+        durability="process",
+    )
+    before = remote.round_trips
+    for i in range(40):
+        store[b"%d" % (i % 30)] = b"x"
+    store.get_many([b"1", b"2", b"3"])
+    assert remote.round_trips - before == 41
+    store.close()
+    assert remote.round_trips - before == 42
+    store = oram.open(remote, key=bytes(32), state=tmp_path / "state")
+    before = remote.round_trips
+    for _ in range(5):
+        store.get(b"1")
+    assert remote.round_trips - before == 6
+    store.close()
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *RING])

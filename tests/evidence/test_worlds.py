@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 
 import oram
+from oram import kernels
 from oram.backends import LMDBBackend, MemoryBackend
+from oram.errors import ParameterError
+from oram.keys import Keyring
 from oram.store import ObliviousStore
 from oram.testing.oracles import Watch
-from oram.testing.randomness import Coins
+from oram.testing.randomness import Coins, pinned
 from oram.testing.remote import RemoteBackend
+from oram.testing.simulators import Commit
 from oram.testing.worlds import PAIRS, RECORDS, Make, Pair, observe, same
-from oram.trace import TraceBackend
+from oram.trace import Event, TraceBackend
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "flat": {"scheme": oram.PathParams(page_levels=1), "tree_top": 0},
@@ -109,6 +113,37 @@ def test_workloads_reach_the_pool(paths: Iterator[Path]) -> None:
     watch = Watch(store)
     pair.left(store)
     assert watch.largest > 10
+
+
+def _events_of(kernel: str, pair: Pair, side: str, options: dict[str, Any]) -> tuple[list[Event], list[Commit]]:
+    """What a store under these kernels shows, with hash functions and seeds that are the same each time."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pinned(Coins(7)),
+    ):
+        patch.setenv("ORAM_KERNELS", kernel)
+        patch.setattr(Keyring, "hash_key", lambda _: bytes(range(32)))
+        trace = TraceBackend(MemoryBackend())
+        store = oram.create(trace, key=bytes(32), capacity=RECORDS, block_size=48, **options)
+        getattr(pair, side)(store)
+        events, commits = list(trace.events), list(trace.state_commits)
+        store.close()
+    return events, commits
+
+
+@pytest.mark.one_kernel
+@pytest.mark.parametrize("side", ["left", "right"])
+@each_pair
+def test_native_cuckoo_shows_what_the_reference_shows(pair: Pair, side: str) -> None:
+    """Cuckoo's two worlds are compared on the reference kernels, where hash functions can be chosen; so this is their native counterpart."""
+    try:
+        kernels.load("native")
+    except ParameterError:
+        pytest.skip("the native kernels are not built")
+    options = {**LAYOUTS["cuckoo"], "durability": "process"}
+    native, reference = (_events_of(name, pair, side, options) for name in ("native", "reference"))
+    assert len(native[0]) > 10
+    assert native == reference
 
 
 @pytest.mark.parametrize("layout", ["flat", "ring", "cuckoo"])
