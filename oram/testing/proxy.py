@@ -64,6 +64,11 @@ class Proxy:
         self.port, self._listener = listener.getsockname()[1], listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True, name="proxy").start()
 
+    def lead_to(self, port: int) -> None:
+        """From now on to another server. Connections break."""
+        self._target = port
+        self.break_all()
+
     def down(self) -> None:
         """Reset all connections and refuse new ones."""
         listener, self._listener = self._listener, None
