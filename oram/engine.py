@@ -39,6 +39,7 @@ from oram.types import I64, U8
 CLOCK = RegionShape(1, 64)
 _FIRST = np.zeros(1, np.int64)
 KEPT = 64  # write-backs that are journaled because a failover could take them back, at most
+_OLDER = "the server's part of the store is older than the client state"
 GENERATION_BLOCKS = 1 << 38  # AES blocks under one key: advantage below 2^-50 by draft-irtf-cfrg-aead-limits
 
 
@@ -75,7 +76,8 @@ class Engine:
         self._pending: Sequence[SlotWrite] = ()  # the write-back of the last access, where it is deferred
         self._exposed = False  # it was written, and may not have been made durable
         self._reached: int | None = None  # the last access whose write-back the server was given, once that is known
-        self.building = False  # a new incarnation, of which the journal says nothing yet
+        self._building = False  # a new incarnation, of which the journal says nothing yet
+        self._witness: SlotWrite | None = None  # where no journal tells: the last slot that the server was given
         self._buffer: Callable[[str], Slots] | None = None
         if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:
             views = {region: backend.buffer(region) for region in scheme.regions()}
@@ -135,12 +137,21 @@ class Engine:
 
     def watch(self) -> None:
         """Be the one that new connections are held against."""
-        if self._deferred and self._logged:
+        if self._deferred:
             self.backend.on_reconnect(self._repair)
+
+    def build(self) -> None:
+        """What is put from now on is a new incarnation, until it is whole."""
+        self._building = True
+
+    def put(self, write: SlotWrite) -> None:
+        """Write at once, what no journal has."""
+        self.backend.write_all([write])
+        self._given([write])
 
     def whole(self) -> None:
         """All of a new incarnation is at the server."""
-        self._reached, self.building = self.sequence, False
+        self._reached, self._building = self.sequence, False
 
     # --- the access
 
@@ -248,7 +259,12 @@ class Engine:
         if self._pending:
             self._exposed = self._synced and Capability.DURABLE in self.backend.capabilities
             self._reached = self.sequence
+            self._given(self._pending)
         self._pending = ()
+
+    def _given(self, writes: Sequence[SlotWrite]) -> None:
+        if self._building or not self._logged:
+            self._witness = _last_slot(writes) or self._witness
 
     def _secure(self) -> None:
         """Make a delivered write-back durable, where that is promised, before its copy in the journal goes."""
@@ -299,7 +315,7 @@ class Engine:
         if (
             self._deferred and landed
         ):  # an older state, put back, must not pass for this session's: it has no key for this
-            self.backend.write_all([self.tick(self.sequence)])
+            self.put(self.tick(self.sequence))
         if not landed:
             last = records[-1]
             self._logged_access(last.sequence, self.scheme.redo(last.scheme), last.note, known=True)
@@ -313,10 +329,7 @@ class Engine:
 
     def _landed(self, intent: Intent | None) -> bool:
         """Whether the server has the last committed write, perhaps from the journal just now."""
-        server = self._server_clock()
-        if server > self.sequence:
-            raise StaleStateError("the client state is older than the server's part of the store")
-        self._reached = server
+        server = self._reached = self._server_clock()
         begun = intent is not None and intent.sequence == self.sequence and not self._joint and self.journal.committed
         places = self.journal.write_backs()
         if server == self.sequence - 1 and self.sequence not in places and begun:
@@ -337,39 +350,60 @@ class Engine:
 
         RollbackError where the journal has not kept all of it: no older position is ever used again. Nothing of this depends on what is asked: the
         server sees the clock read, and the very writes that it had seen. It comes before anything else is written, whose clock would hide a gap.
+        Where there is no journal, of a load or with durability "none", the server sees the last slot read that it was given, and nothing is repaired.
         """
         if self._trouble is not None:
             return
-        if self.building and self.backend.at_risk:
-            raise BackendUnavailableError("the connection broke in the middle of a load, and a part of it may be lost")
-        if self._reached is None:
-            return
-        server = self._server_clock()
-        lost = range(server + 1, self._reached + 1)
-        if lost:
-            self._write_again(self._journaled(lost))
+        try:
+            if self._building or not self._logged:
+                self._check_witness()
+            elif self._reached is not None:
+                server = self._server_clock()
+                lost = range(server + 1, self._reached + 1)
+                if lost:
+                    self._write_again(self._journaled(lost))
+        except BaseException as error:  # a repair that is half done must not be taken for a whole one
+            raise self.fail(error) from error.__cause__
+
+    def _check_witness(self) -> None:
+        """Raise unless the server has the last slot that it was given, and so all before it: what a failover takes back is the end of what was written.
+
+        The call that was interrupted may have put another over it.
+        """
+        latest = [slot for slot in (self._witness, _last_slot(self._pending)) if slot is not None]
+        for slot in latest:
+            there = self.backend.read(slot.region, slot.indices)
+            if there.present[0] and np.array_equal(there.data, slot.data):
+                return
+        if latest and self._building:
+            raise BackendUnavailableError("the connection broke in the middle of a load, and a part of it is lost")
+        if self._witness is not None:
+            raise RollbackError(_OLDER)
 
     def _journaled(self, sequences: range) -> dict[int, int]:
         """Where the write-backs of these accesses are; RollbackError where one is not there any more."""
         places = self.journal.write_backs()
         if not all(sequence in places for sequence in sequences):
-            raise RollbackError("the server's part of the store is older than the client state")
+            raise RollbackError(_OLDER)
         return {sequence: places[sequence] for sequence in sequences}
 
     def _server_clock(self) -> int:
-        """The last access whose write the server has."""
+        """The last access whose write the server has. StaleStateError where this client has not made it."""
         slot = self.backend.read(self._clock, _FIRST)
         if not slot.present[0]:
             if self._replaced():
                 raise StaleStateError("the client state is older than the server's part of the store")
-            raise RollbackError("the server's part of the store is older than the client state")
+            raise RollbackError(_OLDER)
         try:
             plain = self.journal.keyring.open(b"clock", slot.data[0].tobytes()[: 12 + 8 + 16])
         except StaleStateError:
             raise
         except IntegrityError:
             raise IntegrityError("stored data was changed, swapped, withheld or is stale") from None
-        return int.from_bytes(plain, "little")
+        server = int.from_bytes(plain, "little")
+        if server > self.sequence:
+            raise StaleStateError("the client state is older than the server's part of the store")
+        return server
 
     def _replaced(self) -> bool:
         """Whether the server has a later incarnation of the store."""
@@ -401,7 +435,7 @@ class Engine:
             self._marked = (
                 False  # before the file says the same: an access in between, or after an interrupt, marks it again
             )
-            self.backend.write_all([self.tick(self.sequence)])
+            self.put(self.tick(self.sequence))
             self.backend.sync()
             self.checkpoint()
             self._ahead = False
@@ -412,7 +446,6 @@ class Engine:
 
     def settle(self) -> None:
         """Make it survive what ``durability`` says."""
-        self.backend.replicate()
         if self._synced:
             self.journal.file.sync()
             self.backend.sync()
@@ -438,3 +471,11 @@ class Engine:
             raise
         except BaseException as error:
             raise self.fail(error) from None
+
+
+def _last_slot(writes: Sequence[SlotWrite]) -> SlotWrite | None:
+    """A copy of the slot that is written last, if any is."""
+    for write in reversed(writes):
+        if write.indices.size:
+            return SlotWrite(write.region, write.indices[-1:].copy(), write.data[-1:].copy())
+    return None
