@@ -19,7 +19,7 @@ import pytest
 import redis as redis_py
 
 import oram
-from oram.backends import RedisBackend, RegionShape, SlotRead, SlotWrite
+from oram.backends import RedisBackend, RegionShape, SlotWrite
 from oram.engine import KEPT
 from oram.errors import (
     BackendReadOnlyError,
@@ -153,21 +153,20 @@ def test_an_access_is_one_round_trip(pair: Pair, tmp_path: Path, layout: str) ->
 
 
 def test_a_primary_that_steps_down_while_it_is_asked(pair: Pair) -> None:
-    with opened(pair) as backend:
-        with pair.stopped():
-            backend.write_all([put(1)])
+    with opened(pair) as backend, pair.stopped():
+        backend.write_all([put(1)])
 
-            def step_down() -> None:
-                time.sleep(0.3)
-                with contextlib.closing(admin(pair.primary)) as client:
-                    client.replicaof("127.0.0.1", pair.replica.port)
+        def step_down() -> None:
+            time.sleep(0.3)
+            with contextlib.closing(admin(pair.primary)) as client:
+                client.replicaof("127.0.0.1", pair.replica.port)
 
-            thread = threading.Thread(target=step_down)
-            thread.start()
-            with pytest.raises((BackendReadOnlyError, BackendUnavailableError)):
-                backend.replicate()
-            thread.join()
-            assert backend.at_risk
+        thread = threading.Thread(target=step_down)
+        thread.start()
+        with pytest.raises((BackendReadOnlyError, BackendUnavailableError)):
+            backend.replicate()
+        thread.join()
+        assert backend.at_risk
 
 
 # The lease
