@@ -358,8 +358,8 @@ class Engine:
             if self._building or not self._logged:
                 self._check_witness()
             elif self._reached is not None:
-                server = self._server_clock()
-                lost = range(server + 1, self._reached + 1)
+                # also the one that is still to be written: a part of the interrupted call may have written it, and will not again
+                lost = range(self._server_clock() + 1, self.sequence + 1)
                 if lost:
                     self._write_again(self._journaled(lost))
         except BaseException as error:  # a repair that is half done must not be taken for a whole one
