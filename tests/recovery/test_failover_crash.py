@@ -294,7 +294,7 @@ def _after_the_pending_write(engine: Engine) -> None:
 def _newest_first(engine: Engine) -> None:
     places = engine.journal.write_backs()
     engine.backend.on_reconnect(
-        lambda: [engine.backend.write_all(engine.journal.write_back(p)) for _, p in sorted(places.items())[::-1]]  # type: ignore[arg-type,return-value]
+        lambda: [engine.backend.write_all(engine.journal.write_back(p)) for _, p in sorted(places.items())[::-1]]  # type: ignore[arg-type]
     )
 
 
