@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import oram
 from bench.measure import Row, median
 from oram import record
 from oram.backends import RedisBackend, RegionShape, SlotRead, SlotWrite
-from oram.params import SchemeParams
+from oram.params import SchemeParams, shard_batch
 from oram.testing.proxy import Proxy
 from oram.testing.servers import Server, redis_server
 from oram.trace import TraceBackend
@@ -228,8 +229,41 @@ def slow_link(quick: bool) -> Iterator[Row]:
                     yield Row("online bytes, Ring with XOR", least, 1, "blocks", least, "<= 1.2", least <= 1.2, note)
 
 
+def shards(quick: bool) -> Iterator[Row]:
+    """A batch of reads over links of 100 megabits a second, a server and a link for each shard: time beside that of one server, and all their work."""
+    N, B, rate = 1 << 12 if quick else 1 << 14, 1024, 12.5e6
+    sizes, counts = ((64,), (2,)) if quick else ((1, 64, 256, 1024), (2, 4))
+    alone: dict[int, float] = {}
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = [
+            stack.enter_context(redis_server(place / f"server{j}", {"appendonly": "no"})) for j in range(max(counts))
+        ]
+        links = [stack.enter_context(Proxy(server.port, rtt=0.001, rate=rate)) for server in servers]
+        for k in (1, *counts):
+            where = [f"redis://127.0.0.1:{link.port}?name=shards{k}" for link in links[:k]]
+            options: dict[str, Any] = {"capacity": N, "block_size": B, "tree_top": 1 << 20, "scheme": "ring"}
+            with oram.create(
+                where, key=oram.generate_key(), state=place / f"state{k}", keyed=False, durability="process", **options
+            ) as store:
+                source = np.random.default_rng(k)
+                for R in sizes:
+                    rounds = max(3, min(40, 400 // R))
+                    asked = iter([source.choice(N, R, replace=False) for _ in range(rounds + 1)])
+                    (seconds,) = median(lambda: store.blocks.read_many(next(asked)), rounds=rounds)  # noqa: B023
+                    if k == 1:
+                        alone[R] = seconds
+                        continue
+                    each = shard_batch(R, k)
+                    name = f"a batch of {R} over {k} shards, B={B}"
+                    note = f"B(R, k) = {each}, work / R = {k * each / R:.2f}; B(R, k) / R = {each / R:.2f}"
+                    yield Row(name, seconds * 1e3, alone[R] * 1e3, "ms", seconds / alone[R], "", None, note)
+
+
 BARS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "remote": throughput,
     "remote-link": slow_link,
     "remote-client": client,
+    "remote-shards": shards,
 }

@@ -31,9 +31,14 @@
 
 #define ORAM_NO_ROOM (-5) /* nothing was changed: give more scratch memory */
 
+#define ORAM_STASH_FULL (-6) /* more was left over than has a place; state was changed: give up the handle */
+
 #define ORAM_COUNTER_BITS 32 /* a reference is generation << ORAM_COUNTER_BITS | counter; 0 = never written */
 #define ORAM_TAG 16 /* bytes of authentication tag behind each sealed page */
 #define ORAM_MAX_BUCKET 1024 /* slots of a bucket */
+#define ORAM_CUCKOO_STASH 32 /* slots of a table's stash */
+#define ORAM_CUCKOO_CHUNK 16 /* slots of what a chunk of a rebuild leaves over */
+#define ORAM_CUCKOO_LEVELS 15 /* levels at most, with the bottom */
 
 /* A cipher: seal writes len + ORAM_TAG bytes, open reads them and returns 0 only if they are authentic.
  * The nonce is (counter, padded with zeros); the slot number is associated data. In place is allowed. */
@@ -200,6 +205,122 @@ int oram_open_slots(const oram_keys *keys, uint32_t n, size_t len, const uint64_
 
 /* Seal n slots under the next nonces: source (n) row of `rows` (.., len), -1 for zeros. */
 int oram_seal_slots(oram_keys *keys, uint32_t n, size_t len, const uint64_t *slots, const int64_t *source, const uint8_t *rows, uint8_t *sealed);
+
+/* The hash functions of Cuckoo's tables: AES-256 under one key. */
+typedef struct oram_prf oram_prf;
+oram_prf *oram_prf_new(const uint8_t *key);
+void oram_prf_free(oram_prf *prf);
+
+/* A level of Cuckoo ORAM: oram/params/cuckoo.py says what its numbers are. */
+typedef struct {
+    uint32_t n, m, b, r, width;
+    uint64_t duration, first; /* accesses of a rebuild, and of its first pass */
+    uint64_t steps;           /* accesses over which the placement is spread */
+    uint64_t stride;          /* of the cells in the order in which trees are placed */
+    uint64_t middle;          /* first slot of what lies between the passes */
+    const uint64_t *place;    /* (L + 1) first slot of a table, by the level that will consume it; of the bottom (2), in turn */
+} oram_cuckoo_level;
+
+/* The rebuild of a level: what lies outside the state. Entries are the members in ascending order of address, or in that of `list`. */
+typedef struct {
+    uint64_t epoch;
+    uint32_t active;
+    uint32_t placed;    /* what follows up to `full` is of no use any more */
+    uint64_t position;  /* of the placement, in steps */
+    uint64_t cursor;    /* next address to look for a member, or row of `list` */
+    uint32_t entry;     /* next entry */
+    uint32_t *both;     /* (n) XOR of an entry's two cells */
+    uint32_t *root;     /* (2 m) union-find; then XOR of the entries not placed yet at a cell */
+    uint8_t *full;      /* (2 m) a component has a cycle; then the number of entries not placed yet at a cell */
+    uint32_t count;     /* members */
+    uint8_t *kind;      /* (n) of each entry: where it was, and in which of its cells it is */
+    uint64_t *member;   /* ((N + 63) / 64) a bit for each address; NULL where there is `list` */
+    uint32_t *rank;     /* (N / 512 + 1) entries before each 512 addresses */
+    uint32_t *list;     /* (n) members, of a level that is only the top buffer */
+    uint32_t mines;     /* members that the client has itself, placed */
+    uint32_t lefts;     /* and left over */
+    uint32_t *mine;     /* (c + stash) cell */
+    uint32_t *mine_at;  /* (c + stash) row of the top buffer, or c + place in the stash */
+    uint32_t *left;     /* (ORAM_CUCKOO_STASH) likewise */
+    int32_t reading, writing; /* segment: its kind and number */
+    uint32_t held, settled;   /* blocks in hand, and those of them that have their place in what is written next */
+    uint32_t rest;            /* those left over */
+    uint32_t *hand_addr;      /* (hand) */
+    uint8_t *hand;            /* (hand, B) */
+    uint32_t *content;        /* (content) of what is written next: 0 none, 1 + place in hand, or 1 + hand + as in mine_at */
+    uint32_t *fill;           /* (b) */
+    uint32_t *stash;          /* (ORAM_CUCKOO_STASH) place in hand or as in mine_at, of those left over */
+    uint32_t hands, contents; /* sizes of hand and content */
+} oram_cuckoo_build;
+
+/* Cuckoo ORAM: geometry and client state, oram/kernels/base.py explains it. */
+typedef struct {
+    uint32_t N, B, c, L, log_size;
+    uint64_t slots;
+    uint64_t each;      /* entries of the index that an access ages */
+    oram_cuckoo_level *levels; /* (L + 1) */
+    oram_cuckoo_build *builds; /* (L + 1) */
+    oram_prf *prf;
+    oram_coins *coins;
+    uint64_t *clock;    /* (2) */
+    uint16_t *code;     /* (N) */
+    uint32_t *log_addr; /* (log_size) */
+    uint16_t *log_code;
+    uint32_t *page_addr; /* (L + 1, c) */
+    uint8_t *page_data;  /* (L + 1, c, B) */
+    uint32_t stash;      /* room for what all tables left over */
+    uint32_t *stash_addr;
+    int32_t *stash_of;   /* table, -1 where free */
+    uint8_t *stash_data; /* (stash, B) */
+} oram_cuckoo;
+
+/* What a batch does, and memory for it. Room and numbers of: slots read, of them those that the batch has not itself written, slots of a probe,
+ * slots written, distinct ones. */
+typedef struct {
+    uint64_t clock;
+    uint32_t m;
+    uint32_t reads, read_room, fetches, fetch_room, probes, probe_room, writes, write_room, distinct, distinct_room;
+    int32_t *from;        /* (reads) which of those fetched, or -1 - which of those written */
+    uint64_t *slot, *epoch; /* (fetches) */
+    uint64_t *probe;      /* (probes, 2) */
+    uint32_t *to;         /* (writes) which of the distinct ones */
+    uint64_t *written, *sealed_as; /* (distinct) slot, and epoch */
+    uint32_t *count;      /* (m) tables probed */
+    int32_t *real;        /* (m) which of them for a block that is there, -1 for none */
+    int32_t *home;        /* (m) that table, as in stash_of; -1: in a top buffer; -2: there is none */
+    uint32_t *after;      /* (m) code of the address after the request */
+    int32_t *last;        /* (table) latest request to an address */
+    uint32_t last_mask;
+    int32_t *known;       /* (table) slots written */
+    uint32_t known_mask;
+} oram_cuckoo_batch;
+
+/* Step 1: which slots. Fills the batch's memory; ORAM_NO_ROOM: its numbers say how much it takes. Changes nothing else. */
+int oram_cuckoo_plan(const oram_cuckoo *p, uint32_t m, const uint8_t *ops, const uint32_t *addrs, const uint8_t *seed, oram_cuckoo_batch *q);
+
+/* Step 2: open, serve, append, work at the rebuilds, seal. sealed: (fetches, slot size) in the order of the plan; or, with in_place, the whole region,
+ * which is written, too; present: likewise. plain: (fetches, 4 + B). written: (distinct, slot size). before: (m) code of each request's address. out, where, after as for Path. */
+int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch *q, const uint8_t *ops, const uint32_t *addrs, uint8_t *sealed,
+                       uint8_t *present, int in_place, uint8_t *plain, const uint8_t *data, uint8_t *written, uint16_t *before, uint8_t *out,
+                       uint8_t *where, uint8_t *after);
+
+/* After an opening: n blocks of a table's stash. */
+int oram_cuckoo_stash(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n, const uint32_t *addr, const uint8_t *blocks);
+/* A rebuild under way: place it. codes: (N) a copy of the index, which is brought back to what it was when it began. */
+int oram_cuckoo_begin(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint16_t *codes);
+/* What it had read again, from one position of its work to another. */
+int oram_cuckoo_again(oram_cuckoo *p, uint32_t level, uint64_t low, uint64_t high, const uint32_t *addr, const uint8_t *blocks);
+
+/* Place n addresses in a table at once: cell (n), -1 in the stash. The build's `list` is those addresses. */
+int oram_cuckoo_place(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n, int64_t *cell);
+/* The cells of n addresses: (n, 2). */
+int oram_cuckoo_pairs(const oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n, const uint32_t *addr, int64_t *pairs);
+
+/* Open n slots into rows of 4 + B bytes, address and block; seal n whose content is given: source (n) row, -1 for a dummy. */
+int oram_cuckoo_open(const oram_cuckoo *p, const oram_keys *keys, uint32_t n, const uint64_t *slots, const uint64_t *epochs, const uint8_t *sealed,
+                     const uint8_t *present, uint8_t *rows);
+int oram_cuckoo_seal(const oram_cuckoo *p, oram_keys *keys, uint32_t n, const uint64_t *slots, uint64_t epoch, const int64_t *source,
+                     const uint32_t *addr, const uint8_t *blocks, uint8_t *sealed);
 
 /* Linear ORAM: every slot, every time. pages slots of g blocks; base: reference of slot 0 (slot i was sealed under
  * base + i), 0 where never written. out and data as above. */

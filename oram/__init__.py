@@ -13,12 +13,13 @@ from __future__ import annotations
 from oram import backends, errors
 from oram.errors import OramError
 from oram.keys import generate_key
-from oram.params import LinearParams, PathParams, RingParams
+from oram.params import CuckooParams, LinearParams, PathParams, RingParams
 from oram.store import Blocks, ObliviousStore, Stats, create, info, open, restore
 
 __version__ = "0.1.0"
 __all__ = [
     "Blocks",
+    "CuckooParams",
     "LinearParams",
     "ObliviousStore",
     "OramError",

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from oram import kernels
-from oram.backends import Backend, Capability, SlotWrite, XorBackend
+from oram.backends import Backend, Capability, RegionShape, SlotWrite, XorBackend
 from oram.directory import Directory
-from oram.engine import CLOCK, Durability, Engine
+from oram.engine import CLOCK_SIZE, Durability, Engine
 from oram.errors import BackupError, IntegrityError, ParameterError, UncleanShutdownError
 from oram.journal import HEADER, Journal, Meta, entries_of
 from oram.kernels.base import Keys
 from oram.keys import Credential, Header, Keyring
 from oram.params import (
     GEOMETRIES,
+    CuckooGeometry,
     Geometry,
     LinearGeometry,
     PathGeometry,
     RingGeometry,
     SchemeParams,
+    ShardedGeometry,
     SlotCost,
+    TreeGeometry,
+    geometry_from,
     geometry_of,
 )
 from oram.schemes.base import Scheme
+from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
 from oram.schemes.pool import initial_positions
 from oram.schemes.ring import RingORAM
+from oram.schemes.sharded import ShardedORAM, placement
 from oram.site import HEADER_REGION, HEADER_SHAPE, REGIONS, Site
 
 
@@ -55,15 +62,21 @@ class Shape:
         cost: SlotCost,
         cipher: str,
         keyed: bool,
+        shards: int = 1,
     ) -> Shape:
         """ParameterError, all problems of the geometry together."""
-        geometry = geometry_of(records * blocks_per_value, block_size, params, tree_top, cost)
+        geometry = geometry_of(records * blocks_per_value, block_size, params, tree_top, cost, shards)
         return cls(os.urandom(16).hex(), geometry, blocks_per_value, cipher, keyed)
 
     @property
     def scheme(self) -> str:
         """Name of the scheme."""
         return self.geometry.scheme
+
+    @property
+    def shards(self) -> int:
+        """Trees that it is made of."""
+        return self.geometry.shards if isinstance(self.geometry, ShardedGeometry) else 1
 
     @property
     def records(self) -> int:
@@ -81,10 +94,9 @@ class Shape:
     @classmethod
     def of(cls, public: dict[str, Any]) -> Shape:
         """From an authenticated header."""
-        kind = GEOMETRIES.get(public["scheme"])
-        if kind is None:
+        if public["scheme"] not in GEOMETRIES:
             raise IntegrityError("the header names a scheme that this version does not know")
-        geometry = kind.from_public(public["blocks"], public["block_size"], public)
+        geometry = geometry_from(public)
         return cls(public["store"], geometry, public["blocks_per_value"], public["cipher"], public["keyed"])
 
 
@@ -102,27 +114,53 @@ def _assemble(
     site: Site, header: Header, incarnation: int, keyring: Keyring, journal: Journal, durability: Durability
 ) -> Engine:
     shape = Shape.of(header.public)
-    kernel = kernels.active()
+    if site.backend.parts not in (1, shape.shards):  # they fail, and are rolled back, one by one: each needs a clock
+        raise ParameterError(
+            f"this store has {shape.shards} shards: give as many places, in the order it was made with"
+        )
+    kernel = kernels.serving(shape.scheme)
     keys = kernel.keys(shape.cipher, keyring.page_key)
     scheme = _scheme(site, shape.geometry, incarnation, keyring, keys, journal.meta.growth or None)
-    directory = Directory(kernel, np.zeros((shape.records, 16), np.uint8)) if shape.keyed else None
+    directory = Directory(kernels.active(), np.zeros((shape.records, 16), np.uint8)) if shape.keyed else None
     clock = f"clock.{incarnation}"
-    for name, form in (*scheme.regions().items(), (clock, CLOCK), (HEADER_REGION, HEADER_SHAPE)):
+    for name, form in (
+        *scheme.regions().items(),
+        (clock, RegionShape(scheme.shards, CLOCK_SIZE)),
+        (HEADER_REGION, HEADER_SHAPE),
+    ):
         site.backend.allocate(name, form)
     return Engine(site.backend, journal, keys, scheme, directory, durability, clock, shape.blocks_per_value)
 
 
 def _scheme(site: Site, g: Geometry, incarnation: int, keyring: Keyring, keys: Keys, pool_size: int | None) -> Scheme:
-    kernel, region = kernels.active(), f"slots.{incarnation}"
+    tree, k = (g.tree, g.shards) if isinstance(g, ShardedGeometry) else (g, 1)
+    make = _maker(site.backend, tree, incarnation, keyring, keys, pool_size)
+    own = 0 if isinstance(tree, LinearGeometry | CuckooGeometry) else 4 * tree.N
+    positions = keyring.initial_positions(k * own) if own else b""
+    trees = [make(j, positions[j * own : (j + 1) * own]) for j in range(k)]
+    if not isinstance(g, ShardedGeometry):
+        return trees[0]
+    return ShardedORAM(g, trees, placement(g.places, keyring.placement(8 * g.places)))
+
+
+def _maker(
+    backend: Backend, g: TreeGeometry, incarnation: int, keyring: Keyring, keys: Keys, pool_size: int | None
+) -> Callable[[int, bytes], Scheme]:
+    """What makes a tree from its number, and the random bytes of its initial positions."""
+    kernel, region = kernels.serving(g.scheme), f"slots.{incarnation}"
     if isinstance(g, LinearGeometry):
-        return LinearORAM(g, region, kernel, keys)
-    position = initial_positions(g.N, g.leaves, keyring.initial_positions(4 * g.N))
+        return lambda _j, _random: LinearORAM(g, region, kernel, keys)
+    if isinstance(g, CuckooGeometry):
+        return lambda j, _random: CuckooORAM(g, region, kernel, keys, keyring.hash_key(j))
     if isinstance(g, PathGeometry):
-        return PathORAM(g, region, kernel, keys, position, pool_size)
-    xor = _folds(site.backend, g) if g.xor is None else g.xor
-    if xor and Capability.XOR not in site.backend.capabilities:
+        return lambda _j, random: PathORAM(g, region, kernel, keys, initial_positions(g.N, g.leaves, random), pool_size)
+    xor = _folds(backend, g) if g.xor is None else g.xor
+    if xor and Capability.XOR not in backend.capabilities:
         raise ParameterError("this backend cannot XOR slots: give xor=None or False")
-    return RingORAM(g, region, f"meta.{incarnation}", kernel, keys, position, pool_size, xor=xor)
+    meta = f"meta.{incarnation}"
+    return lambda _j, random: RingORAM(
+        g, region, meta, kernel, keys, initial_positions(g.N, g.leaves, random), pool_size, xor=xor
+    )
 
 
 def _folds(backend: Backend, g: RingGeometry) -> bool:

@@ -14,12 +14,13 @@ after a crash is a function of the log: the very same slots again, whatever is a
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 import numpy as np
 
-from oram.backends.base import Backend, BufferBackend, Capability, RegionShape, Slots, SlotWrite
+from oram.backends.base import Backend, BufferBackend, Capability, Slots, SlotWrite
 from oram.directory import Directory
 from oram.errors import (
     BackendUnavailableError,
@@ -36,11 +37,15 @@ from oram.schemes.base import Access, Outcome, Scheme
 from oram.state import Pieces, piece_size
 from oram.types import I64, U8
 
-CLOCK = RegionShape(1, 64)
-_FIRST = np.zeros(1, np.int64)
+CLOCK_SIZE = 64  # bytes of a slot of the clock
 KEPT = 64  # write-backs that are journaled because a failover could take them back, at most
 _OLDER = "the server's part of the store is older than the client state"
 GENERATION_BLOCKS = 1 << 38  # AES blocks under one key: advantage below 2^-50 by draft-irtf-cfrg-aead-limits
+
+
+def _clock_of(shard: int) -> bytes:
+    """What a slot of the clock is sealed as: servers that changed places must not pass for each other."""
+    return b"clock%d" % shard if shard else b"clock"
 
 
 class Durability(StrEnum):
@@ -68,6 +73,8 @@ class Engine:
         self.backend, self.journal, self.scheme, self.directory = backend, journal, scheme, directory
         self.sequence = journal.meta.sequence
         self._keys, self._clock, self._unit = keys, clock, unit  # unit: requests of the usual batch
+        self._clocks = np.arange(scheme.shards)
+        self._whole = keys.whole and scheme.shards == 1  # an access in place is one call
         self._logged, self._synced = durability is not Durability.NONE, durability is Durability.SYNC
         self._marked = False  # without a log: the file knows that it is behind
         self._ahead = False  # without a log: it is
@@ -76,8 +83,11 @@ class Engine:
         self._pending: Sequence[SlotWrite] = ()  # the write-back of the last access, where it is deferred
         self._exposed = False  # it was written, and may not have been made durable
         self._reached: int | None = None  # the last access whose write-back the server was given, once that is known
+        self._mending = threading.RLock()  # which one repair in the middle of another takes again
         self._building = False  # a new incarnation, of which the journal says nothing yet
-        self._witness: SlotWrite | None = None  # where no journal tells: the last slot that the server was given
+        self._witness: dict[
+            int, SlotWrite
+        ] = {}  # where no journal tells: part of the backend -> the last slot that it was given
         self._buffer: Callable[[str], Slots] | None = None
         if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:
             views = {region: backend.buffer(region) for region in scheme.regions()}
@@ -180,7 +190,7 @@ class Engine:
             begun = True
             self._note(note)
         except KeyboardInterrupt:
-            if self._buffer is None or not self._keys.whole or begun:
+            if self._buffer is None or not self._whole or begun:
                 self._trouble = StoreClosedError
             elif self.scheme.turn != before:  # the one call was made, and must not be half an access
                 self._trouble = StoreClosedError
@@ -264,7 +274,8 @@ class Engine:
 
     def _given(self, writes: Sequence[SlotWrite]) -> None:
         if self._building or not self._logged:
-            self._witness = _last_slot(writes) or self._witness
+            last = {part: self._last_slot(writes, part) for part in range(self.backend.parts)}
+            self._witness |= {part: slot for part, slot in last.items() if slot is not None}
 
     def _secure(self) -> None:
         """Make a delivered write-back durable, where that is promised, before its copy in the journal goes."""
@@ -284,11 +295,12 @@ class Engine:
             self._delivered()
 
     def tick(self, sequence: int) -> SlotWrite:
-        """The clock's slot for this access."""
-        sealed = self.journal.keyring.seal(b"clock", sequence.to_bytes(8, "little"))
-        return SlotWrite(
-            self._clock, _FIRST, np.frombuffer(sealed.ljust(CLOCK.slot_size, b"\0"), np.uint8).reshape(1, -1)
-        )
+        """The clock's slots for this access, one for each shard."""
+        sealed = [
+            self.journal.keyring.seal(_clock_of(j), sequence.to_bytes(8, "little")) for j in range(self._clocks.size)
+        ]
+        data = b"".join(each.ljust(CLOCK_SIZE, b"\0") for each in sealed)
+        return SlotWrite(self._clock, self._clocks, np.frombuffer(data, np.uint8).reshape(-1, CLOCK_SIZE))
 
     def _renew(self) -> None:
         """A generation also ends before its key has sealed too much."""
@@ -328,26 +340,36 @@ class Engine:
             self.settle()
 
     def _landed(self, intent: Intent | None) -> bool:
-        """Whether the server has the last committed write, perhaps from the journal just now."""
-        server = self._reached = self._server_clock()
+        """Whether the server has the last committed write, perhaps from the journal just now. Of several shards each has a clock of its own."""
+        clocks = self._server_clocks(self._clocks)
+        server = self._reached = min(clocks)
         begun = intent is not None and intent.sequence == self.sequence and not self._joint and self.journal.committed
         places = self.journal.write_backs()
-        if server == self.sequence - 1 and self.sequence not in places and begun:
+        # what only some shards have got can be written again, and not be done again: the others' old slots are gone
+        if max(clocks) == self.sequence - 1 == server and self.sequence not in places and begun:
             return False
         # also the one that the clock tells of: where the backend is not ATOMIC, the clock may be all that there is of it
         lost = self._journaled(range(server + (server not in places), self.sequence + 1))
         self._write_again(lost)
+        self._reached = self.sequence
         return True
 
-    def _write_again(self, places: dict[int, int]) -> None:
-        """Journaled write-backs, in the order of their accesses."""
+    def _write_again(self, places: dict[int, int], shard: int | None = None) -> None:
+        """Journaled write-backs, in the order of their accesses; of one shard what is its own of them."""
         for sequence in sorted(places):
-            self.backend.write_all(self.journal.write_back(places[sequence]))
-            self._reached = max(self._reached or 0, sequence)  # what a new connection in between is held against
+            writes = self.journal.write_back(places[sequence])
+            self.backend.write_all(writes if shard is None else [self._own(write, shard) for write in writes])
 
-    def _repair(self) -> None:
+    def _own(self, write: SlotWrite, shard: int) -> SlotWrite:
+        """A shard's part of a write."""
+        stripe = self.backend.regions()[write.region].slots // self._clocks.size
+        rows = np.flatnonzero(write.indices // stripe == shard)
+        return SlotWrite(write.region, write.indices[rows], write.data[rows])
+
+    def _repair(self, part: int) -> None:
         """On a new connection: the server may have come back with less than it had, after a failover. What it lost is written again.
 
+        part: of the backend, where each shard is on one of its own; then only this shard is asked, and given what it lost.
         RollbackError where the journal has not kept all of it: no older position is ever used again. Nothing of this depends on what is asked: the
         server sees the clock read, and the very writes that it had seen. It comes before anything else is written, whose clock would hide a gap.
         Where there is no journal, of a load or with durability "none", the server sees the last slot read that it was given, and nothing is repaired.
@@ -355,30 +377,42 @@ class Engine:
         if self._trouble is not None:
             return
         try:
-            if self._building or not self._logged:
-                self._check_witness()
-            elif self._reached is not None:
-                # also the one that is still to be written: a part of the interrupted call may have written it, and will not again
-                lost = range(self._server_clock() + 1, self.sequence + 1)
-                if lost:
-                    self._write_again(self._journaled(lost))
+            with self._mending:  # several shards may connect anew at the same time
+                if self._building or not self._logged:
+                    self._check_witness(part)
+                elif self._reached is not None:
+                    shard = part if self.backend.parts > 1 else None
+                    clocks = self._server_clocks(self._clocks if shard is None else self._clocks[part : part + 1])
+                    # also the one that is still to be written: a part of the interrupted call may have written it, and will not again
+                    lost = range(min(clocks) + 1, self.sequence + 1)
+                    if lost:
+                        self._write_again(self._journaled(lost), shard)
         except BaseException as error:  # a repair that is half done must not be taken for a whole one
             raise self.fail(error) from error.__cause__
 
-    def _check_witness(self) -> None:
+    def _check_witness(self, part: int) -> None:
         """Raise unless the server has the last slot that it was given, and so all before it: what a failover takes back is the end of what was written.
 
         The call that was interrupted may have put another over it.
         """
-        latest = [slot for slot in (self._witness, _last_slot(self._pending)) if slot is not None]
+        latest = [slot for slot in (self._witness.get(part), self._last_slot(self._pending, part)) if slot is not None]
         for slot in latest:
             there = self.backend.read(slot.region, slot.indices)
             if there.present[0] and np.array_equal(there.data, slot.data):
                 return
-        if latest and self._building:
+        if part not in self._witness:
+            return
+        if self._building:
             raise BackendUnavailableError("the connection broke in the middle of a load, and a part of it is lost")
-        if self._witness is not None:
-            raise RollbackError(_OLDER)
+        raise RollbackError(_OLDER)
+
+    def _last_slot(self, writes: Sequence[SlotWrite], part: int) -> SlotWrite | None:
+        """A copy of the slot that this part of the backend is given last, if any is."""
+        for write in reversed(writes):
+            own = write if self.backend.parts == 1 else self._own(write, part)
+            if own.indices.size:
+                return SlotWrite(own.region, own.indices[-1:].copy(), own.data[-1:].copy())
+        return None
 
     def _journaled(self, sequences: range) -> dict[int, int]:
         """Where the write-backs of these accesses are; RollbackError where one is not there any more."""
@@ -387,23 +421,26 @@ class Engine:
             raise RollbackError(_OLDER)
         return {sequence: places[sequence] for sequence in sequences}
 
-    def _server_clock(self) -> int:
-        """The last access whose write the server has. StaleStateError where this client has not made it."""
-        slot = self.backend.read(self._clock, _FIRST)
-        if not slot.present[0]:
+    def _server_clocks(self, shards: I64) -> list[int]:
+        """The last access whose write the server has, as each of these shards has it. StaleStateError where this client has not made it."""
+        slots = self.backend.read(self._clock, shards)
+        if not slots.present.all():
             if self._replaced():
                 raise StaleStateError("the client state is older than the server's part of the store")
             raise RollbackError(_OLDER)
         try:
-            plain = self.journal.keyring.open(b"clock", slot.data[0].tobytes()[: 12 + 8 + 16])
+            plain = [
+                self.journal.keyring.open(_clock_of(j), row.tobytes()[: 12 + 8 + 16])
+                for j, row in zip(shards.tolist(), slots.data, strict=True)
+            ]
         except StaleStateError:
             raise
         except IntegrityError:
             raise IntegrityError("stored data was changed, swapped, withheld or is stale") from None
-        server = int.from_bytes(plain, "little")
-        if server > self.sequence:
+        clocks = [int.from_bytes(each, "little") for each in plain]
+        if max(clocks) > self.sequence:
             raise StaleStateError("the client state is older than the server's part of the store")
-        return server
+        return clocks
 
     def _replaced(self) -> bool:
         """Whether the server has a later incarnation of the store."""
@@ -471,11 +508,3 @@ class Engine:
             raise
         except BaseException as error:
             raise self.fail(error) from None
-
-
-def _last_slot(writes: Sequence[SlotWrite]) -> SlotWrite | None:
-    """A copy of the slot that is written last, if any is."""
-    for write in reversed(writes):
-        if write.indices.size:
-            return SlotWrite(write.region, write.indices[-1:].copy(), write.data[-1:].copy())
-    return None

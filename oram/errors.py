@@ -25,7 +25,9 @@ __all__ = [
     "ParameterError",
     "PoisonedError",
     "RollbackError",
+    "ShardOverflowError",
     "StaleStateError",
+    "StashOverflowError",
     "StateMissingError",
     "StoreClosedError",
     "StoreExistsError",
@@ -74,6 +76,17 @@ class MissingKeyError(OramError, KeyError):
 
 class CapacityError(OramError):
     """The store is full, or a load would not fit. Raised after the access, or after a load that costs the same; nothing was stored."""
+
+
+class ShardOverflowError(OramError):
+    """Too many of a batch's addresses are in one shard, which happens with a probability of 2^-80 at most. Raised before anything happens."""
+
+
+class StashOverflowError(OramError):
+    """A rebuild of a Cuckoo store left over more blocks than a stash holds: a chance below 2^-80. Nothing of the access was written."""
+
+    def __str__(self) -> str:
+        return "a rebuild left over more blocks than a stash holds"
 
 
 class BackendError(OramError):

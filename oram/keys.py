@@ -211,8 +211,19 @@ class Keyring:
         It comes from the random salt of the first generation, so that an incarnation that is made twice, because the first was
         rolled back, does not begin at the same places.
         """
-        encryptor = Cipher(AES(self._derive(1, "positions")), CTR(bytes(16))).encryptor()
+        return self._keystream("positions", size)
+
+    def placement(self, size: int) -> bytes:
+        """Another one: which shard each block of a new incarnation belongs to."""
+        return self._keystream("placement", size)
+
+    def _keystream(self, label: str, size: int) -> bytes:
+        encryptor = Cipher(AES(self._derive(1, label)), CTR(bytes(16))).encryptor()
         return encryptor.update(bytes(size))
+
+    def hash_key(self, shard: int = 0) -> bytes:
+        """The key of Cuckoo's hash functions, from the random salt of the first generation: each incarnation has its own, and each of several shards."""
+        return self._derive(1, f"hash {shard}" if shard else "hash")
 
     def _aead(self, generation: int) -> AESGCM:
         if generation not in self._state:

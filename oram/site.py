@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
-from oram.backends import Backend, RegionShape, SlotWrite, StateFile, open_url
+from oram.backends import Backend, RegionShape, ShardedBackend, SlotWrite, StateFile, open_each, open_shards, open_url
 from oram.backends.url import SERVERS
-from oram.errors import ParameterError, StateMissingError, StoreExistsError, StoreNotFoundError
+from oram.errors import IntegrityError, ParameterError, StateMissingError, StoreExistsError, StoreNotFoundError
 from oram.journal import HEADER
+from oram.keys import Header
+from oram.params import check_shards
 
 HEADER_REGION = "header"
 REGIONS = ("slots", "meta", "clock")  # kinds of region that an incarnation has
@@ -20,20 +24,74 @@ _STATE = "this backend keeps no client state: give state=PATH"
 _FIRST = np.zeros(1, np.int64)
 
 
+Place: TypeAlias = str | os.PathLike[str] | Backend
+Where: TypeAlias = Place | Sequence[Place]
+
+
+def parts_of(where: Where) -> list[Place]:
+    """The places of the shards, where they are told one by one, or the one place."""
+    return list(where) if isinstance(where, list | tuple) else [where]  # type: ignore[list-item]
+
+
+def _url(place: str | os.PathLike[str]) -> str:
+    return place if isinstance(place, str) else f"lmdb:{os.fspath(place)}"
+
+
+def _shards_in(state: str | os.PathLike[str], *, sync: bool) -> int:
+    """How many shards the header beside this client state names. Nobody has authenticated it: it says where to look, and no more."""
+    from oram.backends.lmdb import LMDBStateFile
+
+    try:
+        file = LMDBStateFile.at(Path(state), sync=sync, create=False)
+    except StoreNotFoundError:
+        return 1
+    try:
+        blob = file.get(HEADER)
+    finally:
+        file.close()
+    public = {} if blob is None else Header.peek(blob).public
+    shards, blocks = public.get("shards", 1), public.get("blocks", 1)
+    if not isinstance(blocks, int) or check_shards(shards, blocks):
+        raise IntegrityError("the header is damaged")
+    return int(shards)
+
+
+def _header_in(backend: Backend) -> bytes | None:
+    if HEADER_REGION not in backend.regions():
+        return None
+    slot = backend.read(HEADER_REGION, _FIRST)
+    return slot.data[0].tobytes() if slot.present[0] else None
+
+
 class Site:
-    """One store's place, held exclusively from construction to ``release``."""
+    """One store's place, held exclusively from construction to ``release``.
+
+    where: a place, or a list of one a shard. shards: that a new store has; None: what the client state of the store says. A server's URL leads
+    to so many names.
+    """
 
     def __init__(
-        self, where: str | os.PathLike[str] | Backend, state: str | os.PathLike[str] | None, *, sync: bool, create: bool
+        self, where: Where, state: str | os.PathLike[str] | None, *, sync: bool, create: bool, shards: int | None = None
     ) -> None:
-        self.owned = not isinstance(where, Backend)
-        if isinstance(where, Backend):
-            self.backend = where
+        places = parts_of(where)
+        urls = [_url(place) for place in places if not isinstance(place, Backend)]
+        backends = [place for place in places if isinstance(place, Backend)]
+        if not places or (urls and backends):
+            raise ParameterError("a list of places is one URL a shard, or one backend a shard")
+        if state is None and (len(places) > 1 or any(url.partition(":")[0] in SERVERS for url in urls)):
+            raise ParameterError(_STATE)  # before anybody is asked
+        self.owned = not backends
+        self._server: str | None = None  # whose URL leads to one store, or to so many shards
+        if len(places) > 1:
+            self.backend: Backend = open_each(urls, sync=sync, create=create) if urls else ShardedBackend(backends)
+        elif backends:
+            self.backend = backends[0]
         else:
-            url = where if isinstance(where, str) else f"lmdb:{os.fspath(where)}"
-            if state is None and url.partition(":")[0] in SERVERS:  # before anybody is asked
-                raise ParameterError(_STATE)
-            self.backend = open_url(url, sync=sync, create=create)
+            (url,), named = urls, 1
+            if url.partition(":")[0] in SERVERS and state is not None:
+                self._server = url
+                named = shards or _shards_in(state, sync=sync)
+            self.backend = open_shards(url, named) if named > 1 else open_url(url, sync=sync, create=create)
         try:
             self.backend.acquire()
         except BaseException:
@@ -53,7 +111,7 @@ class Site:
             try:
                 return LMDBStateFile.at(Path(state), sync=sync, create=create)
             except StoreNotFoundError:
-                if self.server_header() is None:
+                if self.server_header() is None and not self._has_shards():
                     raise
                 raise StateMissingError("the server's part of the store is there, its client state is not") from None
         file = self.backend.state_file()
@@ -62,11 +120,15 @@ class Site:
         return file
 
     def server_header(self) -> bytes | None:
-        """The server's copy of the header."""
-        if HEADER_REGION not in self.backend.regions():
-            return None
-        slot = self.backend.read(HEADER_REGION, _FIRST)
-        return slot.data[0].tobytes() if slot.present[0] else None
+        """The server's copy of the header; of several shards, the first one's."""
+        return _header_in(self.backend)
+
+    def _has_shards(self) -> bool:
+        """Whether the server has a store of several shards, where the client state does not say how many."""
+        if self._server is None:
+            return False
+        with open_shards(self._server, 1) as first:
+            return _header_in(first) is not None
 
     def header(self) -> bytes:
         """The header. StoreNotFoundError, or StateMissingError if only the server's part is there."""

@@ -61,11 +61,12 @@ from oram.params import (
     SchemeParams,
     SlotCost,
     check_shape,
+    check_shards,
     check_tree_top,
     linear_is_cheaper,
     refuse,
 )
-from oram.site import Site
+from oram.site import Site, Where, parts_of
 from oram.types import I64, U8
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ _INTEGERS = (int, np.integer)
 
 
 def create(
-    where: str | os.PathLike[str] | Backend,
+    where: Where,
     *,
     key: bytes | None = None,
     passphrase: str | None = None,
@@ -90,6 +91,7 @@ def create(
     tree_top: int = DEFAULT_TREE_TOP,
     durability: str | None = None,
     state: str | os.PathLike[str] | None = None,
+    shards: int | None = None,
     items: Pairs | None = None,
     progress: Progress | None = None,
 ) -> ObliviousStore:
@@ -98,23 +100,28 @@ def create(
     where: ``"memory:"``, ``"lmdb:PATH"`` (a directory), a ``pathlib.Path`` (the same as ``lmdb:``), or a Backend; or a store on a Redis or Valkey server
         (``pip install oram[redis]``), ``"redis://HOST[:PORT][/DB]"``, ``"rediss://..."`` for TLS or ``"unix:///SOCKET"``, with ``?name=NAME`` and more
         options as for ``RedisOptions.from_url``. User and password come from ``ORAM_REDIS_USERNAME`` and ``ORAM_REDIS_PASSWORD``, never from the URL.
+        Or a list of URLs, or of backends, one a shard, always in the same order.
     key: 32 bytes, as from ``generate_key``. Nothing can be read without it. Give this or ``passphrase``.
     passphrase: goes through Argon2id. Whoever has the header can try passphrases offline: prefer a key.
     capacity: records (blocks where ``keyed`` is False), 1 to 2^31. Fixed. Client memory and the time to create and to open grow with it.
     block_size: bytes of a block, 1 to 2^24. Fixed. Every access costs as much as the largest record.
-    scheme: "path", "ring", "linear", a params object, or None for the cheapest by measurement: Ring where the backend is remote, else
+    scheme: "path", "ring", "cuckoo", "linear", a params object, or None for the cheapest by measurement: Ring where the backend is remote, else
         Path, and Linear for a handful of blocks.
     blocks_per_value: blocks of a record, 1 to 1024. Key and value together may have ``blocks_per_value * block_size`` bytes less
         ``record.OVERHEAD`` = 7, a key at most 65535 of them.
     keyed: False makes an array of blocks without a directory: only ``store.blocks`` can be used.
     cipher: "aes-256-gcm", or "aegis-256" (an Internet-Draft, not a standard; needs ``pip install oram[aegis]``).
-    tree_top: bytes of client memory, 16 MiB by default, for the levels of a Path or Ring tree that never leave the client. The client
-        state on disk grows with it.
+    tree_top: bytes of client memory, 16 MiB by default, for what never leaves the client: levels of a Path or Ring tree, or Cuckoo's top
+        buffers. The client state on disk grows with it.
     durability: of this handle. "sync" survives power loss (default where the backend is durable). "process" survives the death of the process;
         a power loss rolls the client back, which costs data **and obliviousness**: positions that were seen are used again.
         "none" needs ``close``: a crash loses the whole store.
     state: directory for the client state; None keeps it beside the slots, where a rollback of both together cannot be noticed.
         A server keeps none: over one it has to be given. If it is lost, so are the records.
+    shards: trees that the store is made of, each with a part of the records and of the slots; 1 by default, or one for each place in ``where``.
+        Every batch of R sends each the same number of requests, B(R, k): it pays from a few hundred records a batch, and for single records
+        it multiplies the work (docs/remote.md). Over the URL of a server they have the names ``NAME.0``, ``NAME.1``, ...; any other single place
+        holds all of them.
     items: records to start with, a mapping or pairs, by bulk load: all of them in client memory.
     progress: called with the number of items done so far, every 1024 items and at the end. How often tells how many there are: keep it from the server.
 
@@ -124,14 +131,16 @@ def create(
     every slot is written once, in index order. Leaks: all parameters above except key and items; whether there were items, and not how many.
     """
     credential = Credential.of(key, passphrase)
+    count = _shards(where, shards)
     params, level = _check(
-        capacity, block_size, scheme, blocks_per_value, keyed, cipher, durability, tree_top, items is not None
-    )
+        capacity, block_size, scheme, blocks_per_value, keyed, cipher, durability, tree_top, items is not None,
+        count,
+    )  # fmt: skip
     cost = _cost(where)
     if params is None:
         params = RingParams() if cost is ON_WIRE else PathParams()
-    shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cost, cipher, keyed)
-    site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=True)
+    shape = Shape.new(capacity, block_size, blocks_per_value, params, tree_top, cost, cipher, keyed, count)
+    site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=True, shards=count)
     try:
         level = _default(level, site)
         if site.file.get(HEADER) is not None or site.server_header() is not None:
@@ -148,7 +157,7 @@ def create(
 
 
 def open(
-    where: str | os.PathLike[str] | Backend,
+    where: Where,
     *,
     key: bytes | None = None,
     passphrase: str | None = None,
@@ -157,7 +166,7 @@ def open(
 ) -> ObliviousStore:
     """Open a store; scheme and parameters come from its header. If its last handle died in an access, that access is finished first.
 
-    where: as for ``create``.
+    where: as for ``create``: the very same place, or list of them.
     key: the store's key; or its ``passphrase``.
     passphrase: as for ``create``. The Argon2id parameters come from the header, before anything is authenticated: up to 4 GiB and 1024 passes.
     durability: of this handle, whatever earlier handles had: as for ``create``.
@@ -184,13 +193,13 @@ def open(
         raise
 
 
-def info(where: str | os.PathLike[str] | Backend, *, state: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def info(where: Where, *, state: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """The public header of a store, without its key and therefore **not authenticated**.
 
     where, state: as for ``open``.
 
     Returns a dict: ``format`` (1), ``store`` (the id, hex), ``scheme``, of a Path tree ``Z``, ``L``, ``T`` and ``h``, of a Ring tree
-    ``Z``, ``A``, ``S``, ``L``, ``T``, ``metadata`` and, if it was given, ``xor``, ``blocks``, ``block_size``,
+    ``Z``, ``A``, ``S``, ``L``, ``T``, ``metadata`` and, if it was given, ``xor``, of several trees ``shards``, ``blocks``, ``block_size``,
     ``blocks_per_value``, ``cipher``, ``keyed``, and ``kdf`` (name, salt and cost of the key's derivation); see "Header" in docs/formats.md.
 
     Raises StoreNotFoundError, StateMissingError, StoreLockedError (also while a handle has it open), IntegrityError if it is no header;
@@ -205,7 +214,7 @@ def info(where: str | os.PathLike[str] | Backend, *, state: str | os.PathLike[st
 
 def restore(
     source: str | os.PathLike[str] | Backend,
-    where: str | os.PathLike[str] | Backend,
+    where: Where,
     *,
     key: bytes | None = None,
     passphrase: str | None = None,
@@ -218,7 +227,7 @@ def restore(
     it is read once from end to end and never opened for access.
 
     source: what ``backup`` wrote, a path or ``"lmdb:PATH"``, never a server. It has to be writable: opening it draws a generation.
-    where: as for ``create``; there must be no store.
+    where: as for ``create``; there must be no store. As many shards as the store had, if it had several.
     key: the key of the store that was backed up; or its ``passphrase``.
     passphrase: as for ``open``.
     state: as for ``create``: where the new store's client state goes.
@@ -237,7 +246,8 @@ def restore(
     finally:
         old.release()
     shape = Shape.of(header.public)
-    site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=True)
+    _shards(where, shape.shards)
+    site = Site(where, state, sync=level not in (Durability.PROCESS, Durability.NONE), create=True, shards=shape.shards)
     try:
         level = _default(level, site)
         if site.file.get(HEADER) is not None or site.server_header() is not None:
@@ -276,6 +286,7 @@ def _check(
     durability: str | None,
     tree_top: int,
     has_items: bool,
+    shards: int,
 ) -> tuple[SchemeParams | None, Durability | None]:
     problems = check_shape(capacity, block_size) + check_tree_top(tree_top)
     if has_items and not keyed:
@@ -291,6 +302,8 @@ def _check(
         problems.append("capacity times blocks_per_value must be at most 2^31")
     elif not problems and keyed and per_value * block_size <= record.OVERHEAD:
         problems.append(f"a record needs more than {record.OVERHEAD} bytes: raise block_size or blocks_per_value")
+    if not problems:
+        problems += check_shards(shards, capacity * per_value)
     if not keyed and per_value != 1:
         problems.append("blocks_per_value is for keyed stores")
     if cipher not in CIPHERS:
@@ -306,13 +319,23 @@ def _check(
         problems += scheme.problems()
     refuse(problems)
     if scheme is None:
-        return LinearParams() if linear_is_cheaper(capacity * per_value, block_size) else None, level
+        return LinearParams() if linear_is_cheaper(-(-capacity * per_value // shards), block_size) else None, level
     assert isinstance(scheme, SchemeParams)
     return scheme, level
 
 
-def _cost(where: str | os.PathLike[str] | Backend) -> SlotCost:
+def _shards(where: Where, shards: int | None) -> int:
+    """How many there are to be. ParameterError where that is not what the places say."""
+    places = parts_of(where)
+    parts = places[0].parts if len(places) == 1 and isinstance(places[0], Backend) else len(places)
+    if parts > 1 and shards not in (None, parts):
+        raise ParameterError("as many places as shards: one URL or backend for each")
+    return parts if shards is None else shards
+
+
+def _cost(where: Where) -> SlotCost:
     """What a slot costs there."""
+    where, *_ = parts_of(where) or [""]
     if isinstance(where, Backend):
         if Capability.REMOTE in where.capabilities:
             return ON_WIRE

@@ -138,8 +138,12 @@ class TraceBackend(XorBackend):
     def replicate(self) -> None:
         self.inner.replicate()
 
-    def on_reconnect(self, check: Callable[[], None]) -> None:
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
         self.inner.on_reconnect(check)
+
+    @property
+    def parts(self) -> int:
+        return self.inner.parts
 
     def sync(self) -> None:
         self._record("sync", "", (), 0, self._trip())

@@ -17,7 +17,8 @@ from oram.backends.base import (
 )
 from oram.backends.lmdb import LMDBBackend, LMDBStateFile
 from oram.backends.memory import MemoryBackend, MemoryStateFile
-from oram.backends.url import open_url
+from oram.backends.sharded import ShardedBackend
+from oram.backends.url import open_each, open_shards, open_url
 
 if TYPE_CHECKING:
     from oram.backends.redis import RedisBackend, RedisOptions
@@ -33,11 +34,14 @@ __all__ = [
     "RedisBackend",
     "RedisOptions",
     "RegionShape",
+    "ShardedBackend",
     "SlotRead",
     "SlotWrite",
     "Slots",
     "StateFile",
     "XorBackend",
+    "open_each",
+    "open_shards",
     "open_url",
 ]
 

@@ -177,12 +177,18 @@ class Backend(abc.ABC):
     def replicate(self) -> None:  # noqa: B027 - most have nothing to wait for
         """Wait until nothing is at risk any more. BackendError if that does not come about; what was written stays written."""
 
-    def on_reconnect(self, check: Callable[[], None]) -> None:  # noqa: B027 - most never connect again
+    def on_reconnect(self, check: Callable[[int], None]) -> None:  # noqa: B027 - most never connect again
         """Call ``check``, and no other any more, on each new connection, before anything of the interrupted call is sent again.
 
-        For backends that connect again by themselves: the server may have come back with less than it had. ``check`` uses this very backend,
-        from the thread that made the call; what it raises is raised from the call.
+        For backends that connect again by themselves: the server may have come back with less than it had. ``check`` is given the number of the part
+        whose connection it is, 0 where there is one only, and uses this very backend, of several parts that one's slots only, from the thread that
+        made the call; what it raises is raised from the call.
         """
+
+    @property
+    def parts(self) -> int:
+        """Backends that it is made of, each with a stripe of every region, which fail one by one: a store has as many shards, or this is 1."""
+        return 1
 
     @abc.abstractmethod
     def close(self) -> None:

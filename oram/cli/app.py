@@ -163,10 +163,10 @@ def _announce_key(written: Path | None) -> None:
 
 
 @contextmanager
-def _making(place: str, state: Path | None, written: Path | None) -> Iterator[None]:
+def _making(place: str, state: Path | None, written: Path | None, shards: int = 1) -> Iterator[None]:
     """A store is made in the block. If none comes of it, neither its files stay nor the key that was written for it."""
     try:
-        with places.making(place, state):
+        with places.making(place, state, shards):
             yield
     except BaseException as error:
         of_another = isinstance(error, StoreExistsError | StoreLockedError)
@@ -196,7 +196,9 @@ def create(
     blocks_per_value: Annotated[int, typer.Option(min=1, help="Blocks that each record takes.")] = 1,
     scheme: Annotated[
         str | None,
-        typer.Option(help="path, ring or linear.", show_default="ring on a server, else path; linear for a handful"),
+        typer.Option(
+            help="path, ring, cuckoo or linear.", show_default="ring on a server, else path; linear for a handful"
+        ),
     ] = None,
     blocks: Annotated[
         int | None,
@@ -226,6 +228,12 @@ def create(
     tree_top: Annotated[
         str, typer.Option(metavar="BYTES", help="Client memory for the top of the tree, which the server never sees.")
     ] = "16MiB",
+    shards: Annotated[
+        int,
+        typer.Option(
+            help="Trees that share the records and every batch; on a server NAME.0, NAME.1, ... For large batches."
+        ),
+    ] = 1,
     durability: Durability = None,
     items: Annotated[
         Path | None,
@@ -257,11 +265,11 @@ def create(
         if len({key for key, _ in records}) > capacity:
             raise CapacityError("more items than the store has capacity for")
     new = credentials.new(key_file)
-    with _making(place, state, new.written), meter("making the store"):
+    with _making(place, state, new.written, shards), meter("making the store"):
         oram.create(
             place, key=new.credential.key, passphrase=new.credential.passphrase, capacity=capacity, block_size=block,
             blocks_per_value=blocks_per_value, scheme=chosen, cipher=cipher, tree_top=top, durability=durability,
-            state=state, items=records,
+            state=state, shards=shards, items=records,
         ).close()  # fmt: skip
     _announce_key(new.written)
     _say(f"created a store for {_count(capacity)}" + ("" if records is None else f", loaded {_count(len(records))}"))
@@ -580,7 +588,7 @@ def restore(
     place, copy = places.store(url, state), f"lmdb:{places.directory(source)}"
     places.refuse_existing(place, state)
     credential = credentials.existing(copy, None, key_file)
-    with _making(place, state, None):
+    with _making(place, state, None, int(oram.info(copy).get("shards", 1))):
         store = oram.restore(
             copy, place, key=credential.key, passphrase=credential.passphrase, state=state, durability=durability
         )

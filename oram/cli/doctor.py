@@ -23,7 +23,7 @@ from oram.backends import Slots
 from oram.cli import places
 from oram.cli.exits import one_line
 from oram.errors import BackendWarning, CipherUnavailableError, IntegrityError, ParameterError
-from oram.params import LinearGeometry, PathGeometry, RingGeometry
+from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry, ShardedGeometry
 from oram.record import OVERHEAD
 
 __all__ = ["describe", "examine", "look", "report", "rows"]
@@ -61,6 +61,10 @@ def _describe(public: dict[str, Any]) -> dict[str, Any]:
         "cipher": shape.cipher,
         "opens_with": {"argon2id": "passphrase", "hkdf-sha256": "key"}.get(kdf, kdf),
     }
+    shards = shape.shards
+    if isinstance(g, ShardedGeometry):
+        found |= {"shards": shards}
+        g = g.tree
     if isinstance(g, PathGeometry):
         found |= {
             "levels": g.L + 1,
@@ -70,11 +74,14 @@ def _describe(public: dict[str, Any]) -> dict[str, Any]:
             "pages_a_path": g.layers,
         }
     if isinstance(g, RingGeometry):
-        return found | _ring(g)
-    return found | {"pages": g.slots, "page_bytes": g.slot_size, "server_bytes": g.slots * g.slot_size}
+        return found | _ring(g, shards)
+    if isinstance(g, CuckooGeometry):
+        return found | _cuckoo(g, shards)
+    pages = shards * g.slots
+    return found | {"pages": pages, "page_bytes": g.slot_size, "server_bytes": pages * g.slot_size}
 
 
-def _ring(g: RingGeometry) -> dict[str, Any]:
+def _ring(g: RingGeometry, shards: int) -> dict[str, Any]:
     """What there is to say of a Ring tree: slots of one block each, in place of pages."""
     metadata = g.buckets * g.meta_size if g.metadata == "server" else 0
     return {
@@ -86,9 +93,22 @@ def _ring(g: RingGeometry) -> dict[str, Any]:
         "metadata": g.metadata,
         "xor": {None: "where the backend can and it saves time", True: "always", False: "never"}[g.xor],
         "slots_an_access": g.levels,
-        "slots": g.slots,
+        "slots": shards * g.slots,
         "slot_bytes": g.slot_size,
-        "server_bytes": g.slots * g.slot_size + metadata,
+        "server_bytes": shards * (g.slots * g.slot_size + metadata),
+    }
+
+
+def _cuckoo(g: CuckooGeometry, shards: int) -> dict[str, Any]:
+    """What there is to say of a hierarchy."""
+    return {
+        "levels": g.L + 1,
+        "blocks_of_the_top_buffer": g.c,
+        "eps": g.eps / 1000,
+        "rebuild": g.rebuild,
+        "slots": shards * g.slots,
+        "slot_bytes": g.slot_size,
+        "server_bytes": shards * g.slots * g.slot_size,
     }
 
 
@@ -122,7 +142,7 @@ def look(found: dict[str, Any], place: str, state: Path | None) -> dict[str, Any
         warnings.simplefilter("always", BackendWarning)
         found = found | {"store": describe(oram.info(place, state=state))}
     if places.remote(place):
-        troubles = [str(one.message) for one in caught if issubclass(one.category, BackendWarning)]
+        troubles = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, BackendWarning)))
         advice = [sentence for sentence in found["advice"] if sentence != _NOTHING]
         advice += [f"The server's setting: {trouble}." for trouble in troubles]
         found |= {"server": {"settings": troubles}, "advice": advice or [_NOTHING]}

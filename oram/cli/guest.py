@@ -7,38 +7,13 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Self
 
-from oram.backends import RedisBackend, RedisOptions, RegionShape
-from oram.backends.redis import _pack, _Region
+from oram.backends import RedisBackend, RedisOptions
 from oram.errors import OramError
 from oram.trace import TraceBackend
 
-__all__ = ["Guest", "GuestBackend", "WireTrace"]
-
-
-_AT_A_TIME = 1000  # keys deleted by one command
-
-
-class GuestBackend(RedisBackend):
-    """A store's place of which nothing is to stay."""
-
-    def erase(self) -> None:
-        """Delete all that is under this name, which nobody else may know.
-
-        Without taking the lease or dropping regions, for a server whose memory is full may refuse both, and this is what makes room.
-        """
-        names = self._names
-        self._unlink([names.lease])  # first, so that what is still on its way over an older connection fails
-        dropped = [_Region.of(names, number, RegionShape(slots, 1)) for number, slots in self._call(self._leftovers)]
-        for region in (*self._regions.values(), *dropped):
-            for keys in region.chunks(_AT_A_TIME):
-                self._unlink(keys)
-        self._unlink([names.regions, names.dropped, names.fence, names.fold])
-
-    def _unlink(self, keys: list[bytes]) -> None:
-        self._call(partial(self._ask, [_pack(b"UNLINK", *keys)]))
+__all__ = ["Guest", "WireTrace"]
 
 
 class WireTrace(TraceBackend):
@@ -57,12 +32,12 @@ class Guest:
     @classmethod
     def of(cls, options: RedisOptions) -> Self:
         """One that answers: connecting raises what there is to complain of, before the demo has done any work."""
-        GuestBackend(options).close()
+        RedisBackend(options).close()
         return cls(options)
 
-    def open(self, store: str) -> GuestBackend:
+    def open(self, store: str) -> RedisBackend:
         """The place of a store."""
-        return GuestBackend(dataclasses.replace(self._options, name=f"{self._options.name}-{store}"))
+        return RedisBackend(dataclasses.replace(self._options, name=f"{self._options.name}-{store}"))
 
     @contextmanager
     def room(self, store: str) -> Iterator[None]:

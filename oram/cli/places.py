@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import oram
-from oram.backends import open_url
+from oram.backends import Backend, open_shards, open_url
 from oram.cli.exits import InputError
 from oram.errors import (
     IntegrityError,
@@ -20,6 +20,7 @@ from oram.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
+from oram.params import check_shards
 
 if TYPE_CHECKING:
     from oram.backends import RedisOptions
@@ -106,14 +107,14 @@ def made(place: str, state: Path | None) -> bool:
 
 
 @contextmanager
-def making(place: str, state: Path | None) -> Iterator[None]:
+def making(place: str, state: Path | None, shards: int = 1) -> Iterator[None]:
     """A store is made in the block. If none comes of it, the files, directories and regions that are new since are removed."""
     homes = [] if remote(place) else [directory(place).absolute()]
     homes += [] if state is None else [state.absolute()]
     files = [home / name for home in homes for name in _FILES]
     directories = [path for home in homes for path in (home, *home.parents)]
     before = {path for path in (*files, *directories) if os.path.lexists(path)}
-    regions = _regions(place)
+    regions = _regions(place, shards)
     try:
         yield
     except BaseException:
@@ -125,24 +126,29 @@ def making(place: str, state: Path | None) -> Iterator[None]:
                 if path not in before:
                     with suppress(OSError):  # somebody else put something there
                         path.rmdir()
-            _drop_all_but(regions, place)
+            _drop_all_but(regions, place, shards)
         raise
 
 
-def _regions(place: str) -> set[str]:
+def _backend(place: str, shards: int) -> Backend:
+    """What is on a server, under one name or under those of the shards."""
+    return open_shards(place, shards) if shards > 1 else open_url(place, sync=False, create=False)
+
+
+def _regions(place: str, shards: int) -> set[str]:
     """The regions on a server."""
-    if not remote(place):
+    if not remote(place) or check_shards(shards, shards):  # what is wrong with a number of shards, the library says
         return set()
-    with open_url(place, sync=False, create=False) as backend:
+    with _backend(place, shards) as backend:
         return set(backend.regions())
 
 
-def _drop_all_but(regions: set[str], place: str) -> None:
+def _drop_all_but(regions: set[str], place: str, shards: int) -> None:
     """Give the server's memory back, if it lets us: a full one does not."""
     try:
-        new = _regions(place) - regions
+        new = _regions(place, shards) - regions
         if new:
-            with open_url(place, sync=False, create=False) as backend:
+            with _backend(place, shards) as backend:
                 backend.acquire()
                 for region in new:
                     backend.drop(region)

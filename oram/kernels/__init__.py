@@ -9,7 +9,7 @@ from typing import cast
 from oram.errors import ParameterError
 from oram.kernels.base import CIPHERS, EMPTY, KernelSet, Op
 
-__all__ = ["CIPHERS", "EMPTY", "KernelSet", "Op", "active", "load"]
+__all__ = ["CIPHERS", "EMPTY", "KernelSet", "Op", "active", "load", "serving"]
 
 
 @cache
@@ -37,3 +37,9 @@ def active() -> KernelSet:
         return load("native")
     except ParameterError:
         return load("reference")
+
+
+def serving(scheme: str) -> KernelSet:
+    """What is active, or reference where that has no kernel for this scheme."""
+    chosen = active()
+    return chosen if hasattr(chosen, scheme) else load("reference")

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from oram.backends.base import Slots
-from oram.params import LinearGeometry, PathGeometry, RingGeometry
+from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry, Table
 from oram.types import I32, I64, U8, U16, U32, U64
 
 EMPTY = 0xFFFFFFFF  # address of an empty slot
+ABSENT, OLD = 0, 1  # codes of Cuckoo's index that are no flush
 COUNTER_BITS = 32  # a reference is generation << COUNTER_BITS | counter; 0 = never written
 MAX_GENERATION = (1 << 31) - 1
 RING_SEED = 32  # bytes of randomness that a batch of Ring takes besides its draws
@@ -201,6 +202,37 @@ class RingState(PoolState):
 
 
 @dataclass(slots=True)
+class CuckooState:
+    """The client's part of a Cuckoo hierarchy that persists. All else is read again after an opening: see ``CuckooKernel.resume``.
+
+    clock: accesses so far, and 1 where a bulk load made the bottom of epoch 0. code: for each block the flush in which it was last asked
+    for, mod the geometry's code_cycle, + 2; OLD before the epoch of the bottom, ABSENT where there is none. log_addr (EMPTY where the
+    request had no block) and log_code: the addresses of the last accesses, by their number mod the log's size, and their codes before.
+    page_addr (EMPTY = none) and page_data: the top buffers, a row for each access.
+    """
+
+    clock: U64  # (2,)
+    code: U16  # (N,)
+    log_addr: U32  # (log_size,)
+    log_code: U16  # (log_size,)
+    page_addr: U32  # (pages, c)
+    page_data: U8  # (pages, c, B)
+
+    @classmethod
+    def empty(cls, geometry: CuckooGeometry) -> CuckooState:
+        """An empty hierarchy."""
+        g = geometry
+        return cls(
+            clock=np.zeros(2, np.uint64),
+            code=np.zeros(g.N, np.uint16),
+            log_addr=np.full(g.log_size, EMPTY, np.uint32),
+            log_code=np.zeros(g.log_size, np.uint16),
+            page_addr=np.full((g.pages, g.c), EMPTY, np.uint32),
+            page_data=np.zeros((g.pages, g.c, g.B), np.uint8),
+        )
+
+
+@dataclass(slots=True)
 class PathPlan:
     """Which paths a batch reads. path uint32 (m,): leaf of each request; slots int64 (pages,), in layer order."""
 
@@ -347,6 +379,91 @@ class RingKernel(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class CuckooPlan:
+    """What a batch reads. slots int64 (s,): in the order of its accesses, without those that the batch itself writes before.
+
+    epochs int64 (s,): under which each is sealed. pairs int64 (p, 2): the two slots of each probe, whether they are read or known,
+    table by table for each request. Both are a function of the clock and of the pairs.
+    """
+
+    slots: I64
+    epochs: I64
+    pairs: I64
+
+
+@dataclass(slots=True)
+class CuckooWrite:
+    """What a batch writes. slots int64 (s,), distinct; data uint8 (s, slot_size). before uint16 (m,): the code that each request's block had."""
+
+    slots: I64
+    data: U8
+    before: U16
+
+
+class CuckooKernel(Protocol):
+    """Cuckoo ORAM on one hierarchy."""
+
+    state: CuckooState
+
+    @property
+    def stash_size(self) -> int:
+        """Blocks in the stashes of all tables. Secret."""
+        ...
+
+    def pairs(self, table: Table, addr: npt.NDArray[np.integer[Any]]) -> I64:
+        """The cells of these addresses in both tables of an epoch, int64 (n, 2)."""
+        ...
+
+    def rows(self) -> dict[int, tuple[int, int]]:
+        """Page and row of each block whose live copy is in a top buffer."""
+        ...
+
+    def requests(self, m: int) -> Requests:
+        """The kernel's own request buffers, for a batch of m."""
+        ...
+
+    def forget(self) -> None:
+        """The state was loaded anew: forget what lies outside it."""
+        ...
+
+    def resume(self) -> tuple[I64, I64]:
+        """What has to be read again before the next access: slots and epochs int64 (s,), a function of the clock. Empty but after ``forget``."""
+        ...
+
+    def resumed(self, slots: Slots) -> None:
+        """What ``resume`` asked for: stashes, and what the rebuilds under way had in hand. TamperedError, and nothing changed."""
+        ...
+
+    def plan(self, requests: Requests) -> CuckooPlan:
+        """Which slots the batch reads. Changes nothing."""
+        ...
+
+    def access(self, requests: Requests, plan: CuckooPlan, slots: Slots) -> CuckooWrite:
+        """Open, serve, work at the rebuilds and seal. TamperedError before anything changed; StashOverflowError, and the kernel is of no use any more."""
+        ...
+
+    def access_in_place(self, requests: Requests, region: Slots) -> None:
+        """Plan and access in one go over the region's own memory."""
+        ...
+
+    def open_slots(self, slots: I64, epochs: I64, sealed: Slots) -> tuple[U32, U8]:
+        """Addresses uint32 (n,), EMPTY where there is none, and blocks uint8 (n, B), in clear. TamperedError if a slot does not open."""
+        ...
+
+    def live(self, table: Table, addr: U32) -> npt.NDArray[np.bool_]:
+        """Which of these addresses, found in a table, are there and not in a newer one."""
+        ...
+
+    def build(self, addr: U32) -> I64:
+        """Place these blocks in a bottom of epoch 0, and say that it is there. Row of ``addr`` in each of its slots int64 (slots,), -1 = none."""
+        ...
+
+    def seal_slots(self, slots: I64, epoch: int, source: I64, addr: U32, blocks: U8) -> U8:
+        """Seal given content under the next nonces, uint8 (n, slot_size). source int64 (n,): row of addr and blocks; -1 = dummy."""
+        ...
+
+
 class LinearKernel(Protocol):
     """Linear ORAM. ``base`` uint64 (1,): reference of slot 0."""
 
@@ -400,6 +517,10 @@ class KernelSet(Protocol):
 
     def ring(self, geometry: RingGeometry, state: RingState, keys: Keys) -> RingKernel:
         """Ring kernel over this state."""
+        ...
+
+    def cuckoo(self, geometry: CuckooGeometry, state: CuckooState, keys: Keys, hash_key: bytes) -> CuckooKernel:
+        """Cuckoo kernel over this state. hash_key: 32 bytes, from which the hash functions of every epoch come."""
         ...
 
     def linear(self, geometry: LinearGeometry, base: U64, keys: Keys) -> LinearKernel:

@@ -9,7 +9,15 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ["csrc/cipher.c", "csrc/coins.c", "csrc/index.c", "csrc/linear.c", "csrc/path.c", "csrc/ring.c"]
+SOURCES = [
+    "csrc/cipher.c",
+    "csrc/coins.c",
+    "csrc/cuckoo.c",
+    "csrc/index.c",
+    "csrc/linear.c",
+    "csrc/path.c",
+    "csrc/ring.c",
+]
 
 
 def declarations(header: str) -> str:

@@ -37,6 +37,7 @@ class Scheme(Protocol):
     block_size: int
     max_batch: int
     max_pages: int  # that one access seals at most
+    shards: int  # equal parts of its regions, all of which every access reads and writes: each has a clock of its own
 
     def regions(self) -> dict[str, RegionShape]:
         """The regions it needs at the server."""
@@ -60,6 +61,10 @@ class Scheme(Protocol):
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         """The client state to persist, in a fixed order; only the last one or two may grow."""
+        ...
+
+    def grow(self, rows: int) -> None:
+        """Make the arrays that grow at least so long, where it has any."""
         ...
 
     def replay(self, records: Iterable[bytes]) -> None:

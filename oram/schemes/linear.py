@@ -25,6 +25,7 @@ class LinearORAM:
     """
 
     stash_size = 0
+    shards = 1
 
     def __init__(self, geometry: LinearGeometry, region: str, kernels: KernelSet, keys: Keys) -> None:
         self.geometry, self.region = geometry, region
@@ -64,6 +65,9 @@ class LinearORAM:
     def arrays(self) -> list[npt.NDArray[Any]]:
         """The one reference."""
         return [self._base]
+
+    def grow(self, rows: int) -> None:
+        """Nothing grows."""
 
     def replay(self, records: Iterable[bytes]) -> None:
         """The last record's reference stands."""

@@ -32,6 +32,8 @@ class PathORAM:
     Leaks: m, and m uniform leaves that are independent of the requests. Source: figure 1 of the paper.
     """
 
+    shards = 1
+
     def __init__(
         self,
         geometry: PathGeometry,
@@ -127,6 +129,11 @@ class PathORAM:
         """Positions, references, and the pool's addresses and blocks; its leaves and chains follow from them."""
         state = self._kernel.state
         return [state.position, state.refs, state.pool_addr, state.pool_data]
+
+    def grow(self, rows: int) -> None:
+        """Make the pool at least so long."""
+        while self._kernel.state.pool_addr.size < rows:
+            self._kernel.state = self._kernel.state.grown()
 
     def replay(self, records: Iterable[bytes]) -> None:
         """Each record says absolute things, so the last word stands."""

@@ -65,6 +65,8 @@ class RingORAM:
     Source: algorithms 1 to 4 of the paper.
     """
 
+    shards = 1
+
     def __init__(
         self,
         geometry: RingGeometry,
@@ -203,6 +205,11 @@ class RingORAM:
         state = self._kernel.state
         rows = [state.roots] if self._server else [getattr(state, name) for name in ROWS]
         return [state.position, state.clock, *rows, state.pool_addr, state.pool_data]
+
+    def grow(self, rows: int) -> None:
+        """Make the pool at least so long."""
+        while self._kernel.state.pool_addr.size < rows:
+            self._kernel.state = self._kernel.state.grown()
 
     def replay(self, records: Iterable[bytes]) -> None:
         """Each record says absolute things, so the last word stands."""

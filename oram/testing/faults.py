@@ -32,6 +32,7 @@ from oram.backends import (
     XorBackend,
 )
 from oram.backends.memory import MemoryStateFile
+from oram.backends.sharded import stripes
 from oram.errors import OramError, StoreLockedError
 from oram.trace import TraceBackend
 from oram.types import I64
@@ -118,7 +119,9 @@ class FaultBackend(XorBackend):
 
     inner: keeps the slots, and survives. state: a state file apart from the slots, that survives too; None for the one of ``inner``, if any.
     atomic: if False, a ``write_all`` is one step a slot, so that a crash can tear it anywhere, or one for each ``part`` slots, where there are
-    many. reverse: the slots of such a write land last one first. unsynced: what the writes since the last ``sync`` replaced, in this life and
+    many. shards: a ``write_all`` is a step for each of so many stripes of the regions, or its parts one stripe after the other, as over a
+    ``ShardedBackend``: a crash leaves some of them with it and others without. reverse: the steps of such a write come last one first.
+    unsynced: what the writes since the last ``sync`` replaced, in this life and
     before; a crash loses them (``inner`` must have BUFFER), so that it is DURABLE. None: nothing is ever lost. remote: it says that it is REMOTE.
     The writes of an ``exchange`` are steps of their own, and land before its read: whatever a crash leaves of a round trip is there after one
     of its steps.
@@ -135,14 +138,15 @@ class FaultBackend(XorBackend):
         unsynced: Unsynced | None = None,
         remote: bool = False,
         part: int = 1,
+        shards: int = 1,
     ) -> None:
         self.inner, self.faults = inner, faults
-        gone = Capability.BUFFER | (Capability.NONE if atomic else Capability.ATOMIC)
+        gone = Capability.BUFFER | (Capability.NONE if atomic and shards == 1 else Capability.ATOMIC)
         more = Capability.NONE if unsynced is None else Capability.DURABLE
         more |= Capability.REMOTE if remote else Capability.NONE
         # Of the object, because it depends on what is inside.
         self.capabilities = inner.capabilities & ~gone | more  # type: ignore[misc]
-        self._atomic, self._reverse, self._part = atomic, reverse, part
+        self._atomic, self._reverse, self._part, self._shards = atomic, reverse, part, shards
         self._undo = unsynced
         below = state if state is not None else inner.state_file()
         self._file = None if below is None else FaultStateFile(self, below)
@@ -194,13 +198,34 @@ class FaultBackend(XorBackend):
         return self.faults.step("read", lambda: self.inner.exchange((), reads), changes=False)
 
     def write_all(self, writes: Sequence[SlotWrite]) -> None:
-        parts = [writes] if self._atomic else [[part] for write in writes for part in _parts(write, self._part)]
+        parts = [
+            some
+            for own in self._stripes(writes)
+            for some in ([own] if self._atomic else [[part] for write in own for part in _parts(write, self._part)])
+        ]
         for part in reversed(parts) if self._reverse else parts:
             self.faults.step("write", lambda part=part: self._write(part), changes=True)  # type: ignore[misc]
+
+    def _stripes(self, writes: Sequence[SlotWrite]) -> list[list[SlotWrite]]:
+        """What each shard gets of the writes; one that gets nothing has no step."""
+        if self._shards == 1:
+            return [list(writes)]
+        own: list[list[SlotWrite]] = [[] for _ in range(self._shards)]
+        for write in writes:
+            ends = np.cumsum(stripes(self.inner.regions()[write.region].slots, self._shards))
+            which = ends.searchsorted(write.indices, side="right")
+            for j in sorted(set(which.tolist())):
+                rows = np.flatnonzero(which == j)
+                own[j].append(SlotWrite(write.region, write.indices[rows], write.data[rows]))
+        return [each for each in own if each]
 
     def _write(self, writes: Sequence[SlotWrite]) -> None:
         self.remember(writes)
         self.inner.write_all(writes)
+
+    @property
+    def parts(self) -> int:
+        return self.inner.parts
 
     def sync(self) -> None:
         self.faults.step("sync", self.inner.sync, changes=False)
@@ -218,7 +243,7 @@ class FaultBackend(XorBackend):
     def replicate(self) -> None:
         self.inner.replicate()
 
-    def on_reconnect(self, check: Callable[[], None]) -> None:
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
         self.inner.on_reconnect(check)
 
     def close(self) -> None:
@@ -285,6 +310,7 @@ class Storage:
         lossy: bool = False,
         remote: bool = False,
         part: int = 1,
+        shards: int = 1,
         slots: Backend | None = None,
     ) -> None:
         self.slots = MemoryBackend() if slots is None else slots
@@ -292,13 +318,14 @@ class Storage:
         assert state is not None
         self.state: StateFile = state
         self._apart, self._atomic, self._reverse, self._remote, self._part = apart, atomic, reverse, remote, part
+        self._shards = shards
         self._unsynced: Unsynced | None = [] if lossy else None
         self.faults = Faults()
 
     def connect(self, over: Callable[[Backend], Backend] = lambda inner: inner) -> FaultBackend:
         """A new life: what was before it is gone, its lock included. over: what to put between the faults and the slots, say a trace."""
         self.slots.release()
-        self.slots.on_reconnect(lambda: None)
+        self.slots.on_reconnect(lambda _: None)
         self.faults = Faults()
         return FaultBackend(
             over(self.slots),
@@ -309,6 +336,7 @@ class Storage:
             unsynced=self._unsynced,
             remote=self._remote,
             part=self._part,
+            shards=self._shards,
         )
 
     def tear_in_parts(self, part: int) -> None:
@@ -324,6 +352,7 @@ class Storage:
             lossy=self._unsynced is not None,
             remote=self._remote,
             part=self._part,
+            shards=self._shards,
         )
         assert isinstance(self.slots, BufferBackend)
         if self._unsynced is not None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import oram
 from oram import record
-from oram.backends import LMDBBackend, MemoryBackend
+from oram.backends import LMDBBackend, MemoryBackend, ShardedBackend
 from oram.errors import (
     BackendFullError,
     BackendUnavailableError,
@@ -48,8 +48,8 @@ _TOO_LARGE = "too large"
 class Config:
     """One kind of store.
 
-    scheme: its params; tree_top: bytes. place: arguments of ``Storage``, "lmdb", or "replicated": a remote server with a replica that takes over now
-    and then, and lags. kernels: "native" or "reference".
+    scheme: its params; tree_top: bytes. place: arguments of ``Storage``, "lmdb", "sharded": several backends as one, or "replicated": a remote
+    server with a replica that takes over now and then, and lags. shards: of the store. kernels: "native" or "reference".
     """
 
     scheme: SchemeParams = field(default_factory=PathParams)
@@ -62,6 +62,7 @@ class Config:
     keyed: bool = True
     capacity: int = 5
     block_size: int = 32
+    shards: int = 1
 
 
 _keys = st.sampled_from([b"", b"a", b"b", b"c", b"dd", b"ee", b"\0", b"long key"])
@@ -199,6 +200,9 @@ class StoreMachine(RuleBasedStateMachine):
         place = self.config.place
         if place == "replicated":
             self.storage = Storage(slots=ReplicatedBackend(MemoryBackend()), apart=True)
+        elif place == "sharded":
+            several = ShardedBackend([MemoryBackend() for _ in range(self.config.shards)])
+            self.storage = Storage(slots=several, apart=True, shards=self.config.shards)
         elif isinstance(place, str):
             self.directory = tempfile.TemporaryDirectory()
             self.storage = Storage(slots=LMDBBackend(self.directory.name, sync=False))
@@ -217,7 +221,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.store = oram.create(
                 self.backend, key=self.key, capacity=c.capacity, block_size=c.block_size, scheme=c.scheme,
                 blocks_per_value=c.blocks_per_value, keyed=c.keyed, cipher=c.cipher, tree_top=c.tree_top,
-                durability=c.durability,
+                durability=c.durability, shards=c.shards,
             )  # fmt: skip
 
     @contextmanager

@@ -6,7 +6,8 @@ by itself and follows every chain, so that a store that answers rightly by luck 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,19 @@ import numpy.typing as npt
 from oram.backends import Backend, Slots
 from oram.kernels.base import EMPTY, PoolState
 from oram.params import PathGeometry
-from oram.schemes.linear import LinearORAM
+from oram.schemes.base import Scheme
+from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.path import PathORAM
 from oram.schemes.ring import RingORAM
+from oram.schemes.sharded import ShardedORAM
 from oram.store import ObliviousStore
 from oram.testing.remote import RemoteBackend
 from oram.trace import TraceBackend
 from oram.types import I64
 
 __all__ = ["check", "path_slots", "stored", "walk"]
+
+Stored: TypeAlias = Callable[[str, I64], Slots]
 
 
 def stored(store: ObliviousStore, region: str, slots: I64) -> Slots:
@@ -59,7 +64,7 @@ def check(store: ObliviousStore, model: Mapping[bytes, bytes], *, by_access: boo
     assert dict(store.items()) == dict(model), "the records differ"
     live = walk(store)
     k = store._shape.blocks_per_value
-    if not isinstance(store._engine.scheme, LinearORAM):
+    if store.info()["scheme"] != "linear":
         assert live == store.verify()
         assert live == k * len(model), f"{live} live blocks for {len(model)} records"
     if by_access:
@@ -69,12 +74,7 @@ def check(store: ObliviousStore, model: Mapping[bytes, bytes], *, by_access: boo
 def walk(store: ObliviousStore) -> int:
     """Open every page and follow every chain; the number of live blocks. AssertionError where an invariant does not hold. Cost: one scan."""
     engine = store._engine
-    if isinstance(engine.scheme, PathORAM):
-        live = _walk_path(store, engine.scheme)
-    elif isinstance(engine.scheme, RingORAM):
-        live = _walk_ring(store, engine.scheme)
-    else:
-        live = _walk_linear(store)
+    live = _walk_sharded(store) if isinstance(engine.scheme, ShardedORAM) else _walk_tree(store, engine.scheme)
     if engine.directory is not None:
         directory, k = engine.directory, store._shape.blocks_per_value
         used = np.flatnonzero(directory.tags.any(axis=1)).tolist()
@@ -87,20 +87,43 @@ def walk(store: ObliviousStore) -> int:
     return len(live)
 
 
-def _walk_linear(store: ObliviousStore) -> set[int]:
+def _walk_sharded(store: ObliviousStore) -> set[int]:
+    """Each tree as if it were alone, its slots being a stripe of the store's."""
     scheme = store._engine.scheme
-    assert isinstance(scheme, LinearORAM)
+    assert isinstance(scheme, ShardedORAM)
+    home = {place: address for address, place in enumerate(scheme._place.tolist())}
+    assert sorted(home) == list(range(scheme.shards * scheme.geometry.tree.N)), "two addresses at one place"
+    live = {
+        home[j * scheme.geometry.tree.N + local]
+        for j, tree in enumerate(scheme.trees)
+        for local in _walk_tree(store, tree, j)
+    }
+    real = {address for address in live if address < scheme.capacity}
+    assert real == live or store.info()["scheme"] == "linear", "a block of an address that is none"
+    return real
+
+
+def _walk_tree(store: ObliviousStore, scheme: Scheme, shard: int = 0) -> set[int]:
+    def read(region: str, slots: I64) -> Slots:
+        return stored(store, region, slots + shard * scheme.regions()[region].slots)
+
+    if isinstance(scheme, PathORAM):
+        return _walk_path(read, scheme)
+    if isinstance(scheme, RingORAM):
+        return _walk_ring(read, scheme)
+    if isinstance(scheme, CuckooORAM):
+        return _walk_cuckoo(read, scheme)
     store.verify()
     return set(range(scheme.capacity))
 
 
-def _walk_path(store: ObliviousStore, scheme: PathORAM) -> set[int]:
+def _walk_path(read: Stored, scheme: PathORAM) -> set[int]:
     g, state = scheme.geometry, scheme.state
     live = _walk_pool(state, state.position, g.L - g.T)
     refs: I64 | npt.NDArray[np.uint64] = state.refs
     for layer in range(g.layers):
         slots = np.arange(1 << g.root_level(layer)) + g.offsets[layer]
-        sealed = stored(store, scheme.region, slots)
+        sealed = read(scheme.region, slots)
         plain = scheme._kernel.open_pages(slots, refs.astype(np.uint64), sealed)
         below = []
         for i, page in enumerate(plain):
@@ -125,11 +148,11 @@ def _walk_path(store: ObliviousStore, scheme: PathORAM) -> set[int]:
     return live
 
 
-def _walk_ring(store: ObliviousStore, scheme: RingORAM) -> set[int]:
+def _walk_ring(read: Stored, scheme: RingORAM) -> set[int]:
     g, state = scheme.geometry, scheme.state
     live = _walk_pool(state, state.position, g.L - g.T)
     rows = (
-        scheme._all_rows(lambda read: stored(store, read.region, read.indices))
+        scheme._all_rows(lambda wanted: read(wanted.region, wanted.indices))
         if g.metadata == "server"
         else {name: getattr(state, name) for name in ("refs", "spent", "addr", "slot")}
     )
@@ -143,7 +166,7 @@ def _walk_ring(store: ObliviousStore, scheme: RingORAM) -> set[int]:
             continue
         slots = bucket * g.n + np.arange(g.n)
         refs = np.uint64(base) + np.arange(g.n, dtype=np.uint64)
-        blocks = scheme._kernel.open_slots(slots, refs, stored(store, scheme.region, slots))
+        blocks = scheme._kernel.open_slots(slots, refs, read(scheme.region, slots))
         listed = [
             (addr, slot)
             for addr, slot in zip(rows["addr"][bucket].tolist(), rows["slot"][bucket].tolist(), strict=True)
@@ -158,6 +181,35 @@ def _walk_ring(store: ObliviousStore, scheme: RingORAM) -> set[int]:
                 _see(live, addr, leaf, state.position)
                 assert (leaf >> (g.L - level)) + (1 << level) - g.first == bucket, "a block off its path"
     return live
+
+
+def _walk_cuckoo(read: Stored, scheme: CuckooORAM) -> set[int]:
+    """Every table that is probed: an entry is in one of its two cells or in the stash, once, and is live exactly where the index says."""
+    g, state, clock, live = scheme.geometry, scheme.state, scheme.turn, set[int]()
+    in_stashes = 0
+    for table in g.alive(clock, bool(state.clock[1])):
+        m, slots = g.levels[table.level].m, g.first_slot(table) + np.arange(g.levels[table.level].table)
+        epochs = np.full(slots.size, table.epoch, np.int64)
+        addr, blocks = scheme._kernel.open_slots(slots, epochs, read(scheme.region, slots))
+        assert not blocks[addr == EMPTY].any(), "a dummy is not zeros"
+        at = np.flatnonzero(addr != EMPTY)
+        assert (addr[at] < g.N).all(), "an address outside the store"
+        assert np.unique(addr[at]).size == at.size <= g.levels[table.level].n, (
+            "an entry is there twice, or too many are"
+        )
+        cells = 2 * scheme._kernel.pairs(table, addr[at]) + np.arange(2)
+        inside = at < 2 * m
+        assert ((at[:, np.newaxis] == cells).any(axis=1) | ~inside).all(), "an entry in a cell that is not its own"
+        in_stashes += int((~inside).sum())
+        here = addr[scheme._kernel.live(table, addr)].tolist()
+        assert live.isdisjoint(here), "a block is live twice"
+        live.update(here)
+    rows = scheme._kernel.rows()
+    assert live.isdisjoint(rows), "a block is live twice"
+    for address, (page, row) in rows.items():
+        assert int(state.page_addr[page, row]) == address, "a row of a top buffer with another address"
+    assert in_stashes <= g.stash_bound, "the stashes hold more than they should"
+    return live | {*rows}
 
 
 def _see(live: set[int], addr: int, leaf: int, position: npt.NDArray[np.uint32]) -> None:

@@ -18,14 +18,31 @@ import numpy as np
 
 from oram import engine as engine_module
 from oram.engine import Engine
-from oram.kernels.base import Op, Requests
+from oram.kernels.base import CuckooPlan, Op, Requests
+from oram.kernels.reference import cuckoooram
+from oram.kernels.reference.cuckoooram import ReferenceCuckoo
 from oram.keys import Keyring
+from oram.params import Table
 from oram.schemes.path import PathORAM
 from oram.schemes.ring import RingORAM
-from oram.testing.simulators import page_levels
+from oram.schemes.sharded import ShardedORAM
+from oram.testing.simulators import Dealt, each_gets, page_levels
+from oram.testing.simulators.cuckoo import pair
 from oram.trace import Event
 
-__all__ = ["Coins", "Question", "Script", "count_draws", "leaves_of", "listen", "looked_up", "pinned", "script"]
+__all__ = [
+    "Coins",
+    "Question",
+    "Script",
+    "count_draws",
+    "dealt",
+    "leaves_of",
+    "listen",
+    "looked_up",
+    "pinned",
+    "revealing",
+    "script",
+]
 
 Question = tuple[int, int]  # what one request asks for: op and address
 WORD = 4  # bytes of a draw
@@ -61,6 +78,10 @@ class Coins:
         self._drawn += words.size
         return words.tobytes() + self._random.randbytes(size - words.nbytes)
 
+    def placement(self, size: int) -> bytes:
+        """What a new store gets for the order of its addresses, where it has several shards."""
+        return random.Random(f"placement {self.seed}").randbytes(size)
+
     def positions(self, size: int) -> bytes:
         """What a new store gets for its positions; the same at every call, as recovery needs it."""
         words = np.frombuffer(random.Random(f"positions {self.seed}").randbytes(size), "<u4").copy()
@@ -85,6 +106,7 @@ def pinned(coins: Coins) -> Iterator[Coins]:
     with (
         mock.patch.object(engine_module, "os", _System(coins)),
         mock.patch.object(Keyring, "initial_positions", lambda _, size: coins.positions(size)),
+        mock.patch.object(Keyring, "placement", lambda _, size: coins.placement(size)),
     ):
         yield coins
 
@@ -108,31 +130,53 @@ def count_draws(asked: Sequence[Sequence[Question]], sizes: Sequence[int], extra
     return list(sizes) == [WORD * len(batch) + extra for batch in asked]
 
 
-def looked_up(engine: Engine) -> list[list[int]]:
+def dealt(engine: Engine, batch: Sequence[Question]) -> list[Question]:
+    """What a batch asks of the tree; of the trees of several shards, one after the other: each the distinct addresses that it has, then dummies.
+
+    These are named by their places, as initial positions are, and in this order.
+    """
+    scheme = engine.scheme
+    if not isinstance(scheme, ShardedORAM):
+        return list(batch)
+    place, n, k = scheme._place, scheme.geometry.tree.N, scheme.shards
+    each = each_gets(len(batch), {"shards": k, "blocks": k * n})
+    wanted = {int(place[address]) for op, address in batch if op != Op.DUMMY}
+    rows: list[Question] = []
+    for j in range(k):
+        own = [(int(Op.READ), at) for at in sorted(wanted) if at // n == j]
+        rows += own + [(int(Op.DUMMY), 0)] * (each - len(own))
+    return rows
+
+
+def looked_up(engine: Engine) -> list[Sequence[int]]:
     """The leaves that each access of this engine looks up from now on, by the rule alone: where a block's last draw put it, else a fresh one.
 
     An access that fails in the middle is one of them.
     """
-    scheme = cast(PathORAM | RingORAM, engine.scheme)
-    position, leaves = scheme.state.position.tolist(), 1 << scheme.geometry.L
-    found: list[list[int]] = []
+    # Cuckoo's are chosen in advance
+    trees = engine.scheme.trees if isinstance(engine.scheme, ShardedORAM) else [engine.scheme]
+    states = [cast(PathORAM | RingORAM, tree).state for tree in trees]
+    position = [leaf for state in states for leaf in state.position.tolist()]
+    leaves = 1 << cast(PathORAM | RingORAM, trees[0]).geometry.L
+    found: list[Sequence[int]] = []
     inner = engine.access
 
     def access(requests: Requests, note: bytes = b"") -> None:
         try:
             inner(requests, note)
         finally:
-            found.append([])
-            m, seen = requests.m, set[int]()
-            for op, address, draw in zip(
-                requests.ops[:m].tolist(), requests.addresses[:m].tolist(), requests.draws[:m].tolist(), strict=True
-            ):
+            m, seen, now = requests.m, set[int](), list[int]()
+            batch = list(zip(requests.ops[:m].tolist(), requests.addresses[:m].tolist(), strict=True))
+            rows = dealt(engine, batch)
+            draws = requests.draws[:m] if len(trees) == 1 else requests.seed[: WORD * len(rows)].view("<u4")
+            for (op, address), draw in zip(rows, draws.tolist(), strict=True):
                 if op == Op.DUMMY or address in seen:
-                    found[-1].append(draw % leaves)
+                    now.append(draw % leaves)
                 else:
                     seen.add(address)
-                    found[-1].append(position[address] % leaves)
+                    now.append(position[address] % leaves)
                     position[address] = draw
+            found.append(now if len(trees) == 1 else Dealt.of(now, m))
 
     engine.access = access  # type: ignore[method-assign]
     return found
@@ -165,6 +209,55 @@ def script(asked: Iterable[Sequence[Question]], leaves: Sequence[int], levels: i
                 chosen_by[address] = number
             number += 1
     return Script(positions, draws)
+
+
+@contextmanager
+def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Iterator[None]:
+    """Cuckoo stores made and used inside look up, in every table, the pairs of ``leaves``, one a request since creation, whatever is asked.
+
+    homes: the request that first looks for an address in a table where it is; filled in by a first run with the same requests, in which it was
+    empty. A pair is the hash of such an address, or a dummy's. As an address is looked for in a table once, this is for *any* requests a bijection
+    between randomness (hash functions and coins) and pairs looked up (and hashes that no one looks at), which proves that the pairs are
+    uniform and independent of the requests. Where two requests should look for the same address in the same table, ValueError.
+    """
+    known, plan = dict(homes), ReferenceCuckoo.plan
+    words: list[int] = []
+
+    class Scripted:
+        def __init__(self, seed: bytes) -> None:
+            pass
+
+        def below(self, n: int) -> int:  # noqa: ARG002 - of the table whose turn it is
+            return words.pop(0)
+
+    def pairs(kernel: ReferenceCuckoo, table: Table, addr: Any) -> Any:
+        m = kernel._geometry.levels[table.level].m
+        found = [
+            pair(leaves[known[table, a]] if (table, a) in known else -1 - a, *table, m)
+            for a in np.asarray(addr).tolist()
+        ]
+        return np.array(found, np.int64).reshape(-1, 2)
+
+    def planned(kernel: ReferenceCuckoo, requests: Requests) -> CuckooPlan:
+        g, clock = kernel._geometry, int(kernel.state.clock[0])
+        words.clear()
+        for number in range(clock, clock + requests.m):
+            for table in g.alive(number, bool(kernel.state.clock[1])):
+                leaf = leaves[number] if number < len(leaves) else 0
+                words.extend(pair(leaf, *table, g.levels[table.level].m))
+        found = plan(kernel, requests)
+        for step, addr in zip(kernel._steps, requests.addresses[: requests.m].tolist(), strict=True):
+            for table in [probe.table for probe in step.probes if probe.real]:
+                if homes.setdefault((table, addr), step.clock) != step.clock:
+                    raise ValueError("an address was looked for twice in an epoch")
+        return found
+
+    with (
+        mock.patch.object(cuckoooram, "Coins", Scripted),
+        mock.patch.object(ReferenceCuckoo, "pairs", pairs),
+        mock.patch.object(ReferenceCuckoo, "plan", planned),
+    ):
+        yield
 
 
 def leaves_of(events: Iterable[Event], info: Mapping[str, Any], *, op: str = "read") -> list[tuple[int, ...]]:

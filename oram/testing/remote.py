@@ -83,8 +83,12 @@ class RemoteBackend(XorBackend):
     def replicate(self) -> None:
         self.inner.replicate()
 
-    def on_reconnect(self, check: Callable[[], None]) -> None:
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
         self.inner.on_reconnect(check)
+
+    @property
+    def parts(self) -> int:
+        return self.inner.parts
 
     def close(self) -> None:
         self.inner.close()
@@ -113,7 +117,7 @@ class ReplicatedBackend(RemoteBackend):
         self._memory = inner
         self.lagging, self.calls = False, 0
         self._undo: list[list[tuple[str, I64, Slots]]] = []  # what each call replaced that the replica has not heard of
-        self._check: Callable[[], None] | None = None
+        self._check: Callable[[int], None] | None = None
         self._plan: dict[int, tuple[bool, int]] = {}
 
     @property
@@ -125,7 +129,7 @@ class ReplicatedBackend(RemoteBackend):
             raise BackendReadOnlyError("fewer than 1 replicas have the latest writes")
         self._undo.clear()
 
-    def on_reconnect(self, check: Callable[[], None]) -> None:
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
         self._check = check
 
     def fail_over(self, lost: int, *, at: int = 0, late: bool = False) -> None:
@@ -143,7 +147,7 @@ class ReplicatedBackend(RemoteBackend):
                 now = self._memory.buffer(region)
                 now.data[indices], now.present[indices] = old.data, old.present
         if self._check is not None:
-            self._check()
+            self._check(0)
 
     def _made(self, call: Callable[[], T], writes: Sequence[SlotWrite] = ()) -> T:
         late, lost = self._plan.pop(self.calls, (False, -1))

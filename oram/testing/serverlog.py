@@ -5,6 +5,7 @@ Nothing of the backend's code takes part: keys are parsed here, and the regions'
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -53,9 +54,14 @@ def from_server(server: Server) -> Callable[[TraceBackend], AbstractContextManag
 
 
 def audible(events: list[Event]) -> list[Event]:
-    """The events of a trace or a simulator as a Redis server hears them: of a group, the places that name no slot are not sent."""
-    heard = (replace(event, indices=tuple(i for i in event.indices if i >= 0)) for event in events)
-    return [event for event in heard if event.indices or event.op != "xor"]
+    """The events of a trace or a simulator as a Redis server hears them.
+
+    Of a group, the places that name no slot are not sent; nor is a read of no slot, nor a round trip in which there is nothing else.
+    """
+    heard = [replace(event, indices=tuple(i for i in event.indices if i >= 0)) for event in events]
+    heard = [event for event in heard if event.indices or event.op not in ("xor", "read")]
+    silent = sorted({event.trip for event in events} - {event.trip for event in heard})
+    return [replace(event, trip=event.trip - bisect(silent, event.trip)) for event in heard]
 
 
 def parse(commands: list[list[bytes]], name: str, regions: dict[bytes, bytes]) -> list[Event]:

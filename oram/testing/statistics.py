@@ -11,6 +11,7 @@ chi-square test on 16 x 16 pairs after 13.5/e^2.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ __all__ = [
     "confirmed",
     "constant_lengths",
     "early_rates",
+    "excess_rate",
+    "graph_excess",
     "input_conditioned",
     "runs_equal",
     "same_block_equal",
@@ -248,6 +251,38 @@ def classifier(features: F64, labels: Ints, *, steps: int = 300) -> Result:
     right = int(((scaled[half:] @ weights + bias > 0) == (truth[half:] == 1)).sum())
     n = len(truth) - half
     return Result("classifier", right / n, float(scipy_stats.binom.sf(right - 1, n, 0.5)), LEVEL)
+
+
+# --- pairs of a hierarchy
+
+
+def graph_excess(pairs: Iterable[tuple[int, int]]) -> int:
+    """How many entries would not fit if these pairs of cells were those of entries: over the components of the graph, edges beyond vertices."""
+    root: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def find(v: tuple[int, int]) -> tuple[int, int]:
+        while root.setdefault(v, v) != v:
+            v = root[v]
+        return v
+
+    edges = [((0, u), (1, v)) for u, v in pairs]
+    for left, right in edges:
+        root[find(left)] = find(right)
+    vertices, counts = Counter(find(v) for v in list(root)), Counter(find(left) for left, _ in edges)
+    return sum(max(0, n - vertices[component]) for component, n in counts.items())
+
+
+def excess_rate(epochs: Sequence[int], m: int, entries: int, seed: int) -> Result:
+    """Fisher's exact test of how often an epoch's graph of looked-up pairs has an excess, against as many pairs of dummies alone.
+
+    epochs: the excess of each epoch, over its first ``entries`` pairs in tables of m cells. Dummies are uniform, so their graph sometimes does not
+    fit. Where only keys were kept under which the entries fit, or entries that did not fit are looked up as dummies, the graph fits too often.
+    """
+    rng, reference = np.random.default_rng(seed), 20_000
+    fits = sum(graph_excess(map(tuple, pairs)) == 0 for pairs in rng.integers(0, m, (reference, entries, 2)).tolist())
+    seen = sum(excess == 0 for excess in epochs)
+    table = [[seen, len(epochs) - seen], [fits, reference - fits]]
+    return Result("graph excess", 1 - seen / len(epochs), float(scipy_stats.fisher_exact(table).pvalue), LEVEL)
 
 
 def confirmed(test: Callable[[int], Result]) -> Result:

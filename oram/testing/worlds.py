@@ -9,15 +9,16 @@ learn what it asks, and again under the randomness that makes it look up exactly
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from oram.errors import CapacityError, MissingKeyError
+from oram.params import Table
 from oram.store import ObliviousStore
-from oram.testing.randomness import Coins, Question, count_draws, listen, pinned, script
-from oram.testing.simulators import Commit, Simulator, canonical, simulator
+from oram.testing.randomness import Coins, Question, dealt, listen, pinned, revealing, script
+from oram.testing.simulators import Commit, Dealt, Simulator, shown, simulator
 from oram.trace import Event, TraceBackend
 
 __all__ = ["PAIRS", "Look", "Make", "Pair", "View", "Work", "observe", "same"]
@@ -38,24 +39,25 @@ class View:
     commits: list[Commit]
     draws: list[int]
     asked: list[list[Question]]
-    leaves: list[list[int]]
+    leaves: list[Sequence[int]]
 
     def simulated(self, *, keyed: bool = True, **options: bool) -> Simulator:
         """What the simulator says for the same leaves."""
         simulated = simulator(self.info, **options)
         for batch in self.leaves:
-            simulated.access(batch, len(batch) // int(self.info["blocks_per_value"]) if keyed else 0)
+            simulated.access(batch, simulated.asked(batch) // int(self.info["blocks_per_value"]) if keyed else 0)
         return simulated
 
     @property
     def shown(self) -> list[Event]:
         """The events, the slots of a Ring bucket up to their names: which of them are read is a draw of its own."""
-        return canonical(self.events, self.info)
+        return shown(self.events, self.info)
 
     @property
     def one_draw_a_request(self) -> bool:
         """Whether each request consumed one draw, whatever it was, and each batch a seed where the scheme needs one."""
-        return count_draws(self.asked, self.draws, simulator(self.info).seed)
+        coins = simulator(self.info).coins
+        return self.draws == [coins(len(batch)) for batch in self.asked]
 
 
 @contextmanager
@@ -69,17 +71,21 @@ def own_trace(trace: TraceBackend) -> Iterator[list[Event]]:
 
 def observe(make: Make, work: Work, seed: int, look: Look = own_trace) -> View:
     """The view of a workload when its requests look up the leaves of ``seed``. ``make`` gives a new store, and its trace; ``look`` at what the server saw."""
-    with pinned(Coins(seed)):
+    homes: dict[tuple[Table, int], int] = {}
+    with pinned(Coins(seed)), revealing((), homes):
         store, trace = make()
         info = store.info()
         asked = listen(store._engine)
         work(store)
+        rows = [dealt(store._engine, batch) for batch in asked]
         store.close()
-    levels = int(info.get("L", 1))
+    levels = 31 if info["scheme"] == "cuckoo" else int(info.get("L", 1))
     leaf = random.Random(f"leaves {seed}")
-    leaves = [[leaf.getrandbits(levels) for _ in batch] for batch in asked]
+    leaves = [
+        Dealt.of((leaf.getrandbits(levels) for _ in row), len(batch)) for row, batch in zip(rows, asked, strict=True)
+    ]
     flat = [each for batch in leaves for each in batch]
-    with pinned(Coins(seed, script(asked, flat, levels, seed))) as coins:
+    with pinned(Coins(seed, script(rows, flat, levels, seed))) as coins, revealing(flat, homes):
         store, trace = make()
         coins.extra = simulator(info).seed
         again = listen(store._engine)
@@ -91,7 +97,7 @@ def observe(make: Make, work: Work, seed: int, look: Look = own_trace) -> View:
         store.close()
     if again != asked:
         raise ValueError("a workload of two worlds must not depend on randomness")
-    return View(store.info(), events, commits, coins.sizes, asked, leaves)
+    return View(store.info(), events, commits, coins.sizes, asked, list(leaves))
 
 
 def same(left: View, right: View) -> bool:

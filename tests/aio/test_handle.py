@@ -16,6 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -572,3 +573,16 @@ def test_wrong_keys() -> None:
             pass
 
     run(main())
+
+
+def test_shards(tmp_path: Path) -> None:
+    async def work() -> None:
+        backends = [MemoryBackend() for _ in range(3)]
+        options: dict[str, Any] = {"key": KEY, "state": tmp_path / "state"}
+        async with oram.aio.create(backends, capacity=30, block_size=64, durability="process", **options) as store:
+            await asyncio.gather(*(store.put(b"%d" % i, b"x") for i in range(9)))
+            assert store.info()["shards"] == 3
+        async with oram.aio.open(backends, durability="process", **options) as store:
+            assert await store.get_many([b"3", b"99"]) == [b"x", None]
+
+    run(work())

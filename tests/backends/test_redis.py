@@ -26,7 +26,8 @@ from oram.backends import (
     SlotWrite,
     open_url,
 )
-from oram.backends import redis as redis_backend
+from oram.backends.redis import backend as backend_module
+from oram.backends.redis import keys, wire
 from oram.errors import BackendError, ParameterError, StateMissingError, StoreExistsError, StoreNotFoundError
 from oram.testing.conformance import BackendConformance
 from oram.testing.proxy import Proxy
@@ -294,8 +295,9 @@ def test_an_exchange_takes_one_delay(server: Server, name: str) -> None:
 
 
 def test_a_large_batch_is_one_transaction(server: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_backend, "_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(redis_backend, "_CHUNK_KEYS", 7)
+    for module in (keys, backend_module):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(keys, "CHUNK_KEYS", 7)
     with RedisBackend(server.url(name)) as backend:
         backend.allocate("tree", SHAPE)
         backend.allocate("small", RegionShape(64, 10))
@@ -348,7 +350,7 @@ def test_a_fold_leaves_nothing_behind(server: Server, name: str) -> None:
         assert len(seen) == 1
         backend.drop("tree")
         with RedisBackend(server.url(name)) as other, contextlib.closing(other):
-            left = other._call(lambda: other._ask([redis_backend._pack(b"KEYS", b"{%s}:*" % name.encode())]))
+            left = other._call(lambda: other._ask([wire.pack(b"KEYS", b"{%s}:*" % name.encode())]))
         assert left == [[b"{%s}:regions" % name.encode()]]
 
 
@@ -514,3 +516,22 @@ def test_what_the_server_sees_of_a_store(server: Server, name: str, tmp_path: Pa
     assert len(shapes) == 120 * each
     assert {tuple(shapes[at : at + each]) for at in range(0, len(shapes), each)} == {tuple(shapes[:each])}
     assert b"MGET" in {command for command, _, _ in shapes[:each]}
+
+
+def test_a_store_that_is_erased(server: Server, name: str, tmp_path: Path) -> None:
+    """Nothing of it is left, nor anything of another touched; and the place can be used again."""
+    kept = oram.generate_key()
+    with oram.create(
+        server.url(f"{name}x"), key=kept, state=tmp_path / "other", capacity=20, block_size=40, scheme="path"
+    ) as store:
+        store[b"a"] = b"1"
+    for i in range(2):
+        with RedisBackend(server.url(name)) as backend:
+            with oram.create(backend, key=bytes(32), state=tmp_path / str(i), capacity=20, block_size=40) as store:
+                store[b"a"] = b"1"
+                store.load({b"b": b"2"})
+            backend.erase()
+            assert dict(backend.regions()) == {}
+            assert backend._call(lambda: backend._ask([wire.pack(b"KEYS", b"{%s}:*" % name.encode())])) == [[]]
+    with oram.open(server.url(f"{name}x"), key=kept, state=tmp_path / "other") as store:
+        assert store[b"a"] == b"1"

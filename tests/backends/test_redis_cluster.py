@@ -22,7 +22,7 @@ from redis._parsers import BaseParser
 
 import oram
 from oram.backends import Backend, RedisBackend, RedisOptions, RegionShape, SlotRead, SlotWrite, open_url
-from oram.backends import redis as redis_backend
+from oram.backends.redis import wire
 from oram.errors import (
     BackendAccessError,
     BackendError,
@@ -30,12 +30,12 @@ from oram.errors import (
     BackendUnavailableError,
     BackendWarning,
     FencedError,
-    IntegrityError,
-    OramError,
     ParameterError,
+    PoisonedError,
     RollbackError,
     StoreLockedError,
 )
+from oram.store import ObliviousStore
 from oram.testing.conformance import BackendConformance
 from oram.testing.servers import Cluster, Server, free_port, redis_cluster, redis_server
 from oram.types import I64, U8
@@ -131,7 +131,7 @@ def check(cluster: Cluster, name: str, data: U8) -> None:
 
 def replicated(backend: RedisBackend) -> None:
     """Until a replica has all that this backend wrote."""
-    assert backend._call(lambda: backend._ask([redis_backend._pack(b"WAIT", b"1", b"5000")])) == [1]
+    assert backend._call(lambda: backend._ask([wire.pack(b"WAIT", b"1", b"5000")])) == [1]
 
 
 def reply(text: str) -> Exception:
@@ -388,10 +388,11 @@ def cut_off(cluster: Cluster, primary: Server, replica: Server) -> None:
     cluster.ask(primary, "CLIENT", "KILL", "TYPE", "replica")  # else what is sent waits for it in its socket
 
 
+@pytest.mark.filterwarnings("ignore:there are replicas")
 def test_a_replica_that_had_not_everything(cluster: Cluster, name: str) -> None:
     """A failover that takes the taking of the lease back: noticed at the next access, and nothing is written there."""
     primary, replica = cluster.places(name)
-    with RedisBackend(primary.url(name, query=PATIENT)) as backend:
+    with RedisBackend(primary.url(name, query=f"{PATIENT}&replicas=0")) as backend:
         filled(backend)
         replicated(backend)
         cut_off(cluster, primary, replica)
@@ -519,7 +520,7 @@ def test_a_move_as_a_whole(cluster: Cluster, name: str) -> None:
 
 def test_a_drop_goes_along(cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots of a dropped region are found where the store has gone meanwhile."""
-    monkeypatch.setattr(redis_backend, "_SWEEP", 8)
+    monkeypatch.setattr("oram.backends.redis.backend._SWEEP", 8)
     with RedisBackend(cluster.nodes[0].url(name, query=PATIENT)) as backend:
         backend.acquire()
         backend.allocate("big", RegionShape(1 << 20, 8))
@@ -762,7 +763,7 @@ def test_nodes_that_make_no_sense(cluster: Cluster, name: str, monkeypatch: pyte
 
             def spoilt(commands: list[bytes], junk: Any = junk) -> list[Any]:
                 replies = trip(commands)
-                return [junk] if commands == [redis_backend._CLUSTER_SLOTS] else replies
+                return [junk] if commands == [wire.CLUSTER_SLOTS] else replies
 
             monkeypatch.setattr(backend._link, "trip", spoilt)
             backend._link.drop()
@@ -833,7 +834,7 @@ def test_warnings_are_those_of_the_node_that_has_the_store(cluster: Cluster) -> 
     finally:
         cluster.ask(first, "CONFIG", "SET", "maxmemory-policy", "noeviction")
     said = [str(warning.message) for warning in caught if issubclass(warning.category, BackendWarning)]
-    assert len(said) == 2  # of appendfsync and of min-replicas-to-write
+    assert len(said) == 1  # of appendfsync
     assert not any("maxmemory-policy" in text for text in said)
     assert {warning.filename for warning in caught} == {__file__}
 
@@ -879,22 +880,72 @@ def test_a_store(cluster: Cluster, name: str, tmp_path: Path, scheme: str) -> No
             store.verify()
 
 
-def test_a_store_whose_replica_had_not_everything(cluster: Cluster, name: str, tmp_path: Path) -> None:
-    """It notices, whatever the error is, and gives no old answer."""
-    key = oram.generate_key()
+def lagging(
+    cluster: Cluster, name: str, state: Path, key: bytes, **options: Any
+) -> tuple[ObliviousStore, dict[bytes, bytes]]:
+    """A store, and its content, of which the replica has the first half only."""
     primary, replica = cluster.places(name)
-    backend = RedisBackend(primary.url(name, query=PATIENT))
-    with backend:
-        store = oram.create(backend, state=tmp_path, key=key, capacity=64, block_size=64, scheme="path")
-        store[b"a"] = b"old"
-        replicated(backend)
-        cut_off(cluster, primary, replica)
-        for _ in range(5):
-            store[b"a"] = b"new"
-        primary.kill()
-        os.kill(replica.pid, signal.SIGCONT)
-        with contextlib.suppress(RollbackError, IntegrityError):
-            for _ in range(50):
-                assert store[b"a"] == b"new"
-        with contextlib.suppress(OramError):
-            store.close()
+    query = options.pop("query", PATIENT)
+    backend = RedisBackend(primary.url(name, query=query))
+    store = oram.create(backend, state=state, key=key, capacity=64, block_size=64, **options)
+    model = {b"%d" % i: b"old" for i in range(6)}
+    store.put_many(model)
+    store.flush()
+    replicated(backend)
+    cut_off(cluster, primary, replica)
+    for i in range(10):
+        model[b"%d" % (i % 8)] = b"%d" % i
+        store[b"%d" % (i % 8)] = b"%d" % i
+    primary.kill()
+    os.kill(replica.pid, signal.SIGCONT)
+    return store, model
+
+
+@pytest.mark.parametrize("scheme", ["path", "ring"])
+def test_what_a_failover_took_back_is_repaired(cluster: Cluster, name: str, tmp_path: Path, scheme: str) -> None:
+    """Ten acknowledged writes that the replica never had; it takes over, and the next access writes them again from the journal."""
+    key = oram.generate_key()
+    store, model = lagging(cluster, name, tmp_path / "state", key, scheme=scheme)
+    with store._engine.backend, store:
+        assert {key: store.get(key) for key in model} == model
+        store[b"more"] = model[b"more"] = b"x"
+        assert dict(store.items()) == model
+        store.verify()
+
+
+def test_what_a_failover_took_back_is_repaired_by_the_next_client(cluster: Cluster, name: str, tmp_path: Path) -> None:
+    key = oram.generate_key()
+    store, model = lagging(cluster, name, tmp_path / "state", key, scheme="path", query="timeout=2&retry=20&lease=1")
+    store._engine.retire()  # it died
+    store._site.release()
+    dead = store._engine.backend
+    assert isinstance(dead, RedisBackend)
+    dead._token = None
+    dead.close()
+    end = time.monotonic() + 20
+    while True:
+        try:
+            backend = RedisBackend(cluster.alive[0].url(name, query=PATIENT))
+            store = oram.open(backend, state=tmp_path / "state", key=key)
+            break
+        except (StoreLockedError, BackendUnavailableError):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    with backend, store:
+        assert dict(store.items()) == model
+        assert {key: store.get(key) for key in model} == model
+
+
+@pytest.mark.filterwarnings("ignore:there are replicas")
+def test_what_a_failover_took_back_without_asking_replicas_is_a_rollback(
+    cluster: Cluster, name: str, tmp_path: Path
+) -> None:
+    """Nothing was kept: no old answer, nothing is written there, and no older position is used."""
+    key = oram.generate_key()
+    store, _ = lagging(cluster, name, tmp_path / "state", key, scheme="path", query=f"{PATIENT}&replicas=0")
+    with store._engine.backend:
+        with pytest.raises(RollbackError):
+            store[b"0"] = b"newer"
+        with pytest.raises(PoisonedError):
+            store.get(b"0")
+        store.close()

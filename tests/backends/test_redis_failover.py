@@ -189,7 +189,7 @@ def test_a_lease_whose_taking_was_lost_is_taken_again(pair: Pair, earlier: bool,
     verified = []
     with RedisBackend(pair.url()) as backend:
         backend.allocate("tree", SHAPE)
-        backend.on_reconnect(lambda: verified.append(True))
+        backend.on_reconnect(lambda _: verified.append(True))
         before = b""
         if earlier:
             backend.acquire()
@@ -209,7 +209,7 @@ def test_a_lease_whose_taking_was_lost_is_taken_again(pair: Pair, earlier: bool,
 def test_a_lease_that_another_took_since_is_not_taken_from_it(pair: Pair, number: int, held: bool) -> None:
     with RedisBackend(pair.url()) as backend:
         backend.allocate("tree", SHAPE)
-        backend.on_reconnect(lambda: None)
+        backend.on_reconnect(lambda _: None)
         for _ in range(2):
             backend.acquire()
             backend.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import signal
@@ -553,15 +554,122 @@ def test_settings_as_they_should_be(tmp_path: Path) -> None:
         RedisBackend(server.url()).close()
 
 
-def test_replicas_that_need_not_be_there(tmp_path: Path) -> None:
-    with redis_server(tmp_path / "primary") as primary, redis_server(tmp_path / "replica") as replica:
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+    """A primary and its replica."""
+    settings = {"appendfsync": "always"}
+    with (
+        redis_server(tmp_path / "primary", settings) as primary,
+        redis_server(tmp_path / "replica", settings) as replica,
+    ):
         with contextlib.closing(admin(replica)) as client, contextlib.closing(admin(primary)) as other:
             client.replicaof("127.0.0.1", primary.port)
-            while not other.info("replication")["connected_slaves"]:
-                time.sleep(0.05)
-        with pytest.warns(BackendWarning, match="min-replicas-to-write"):
-            backend = RedisBackend(primary.url())
-        backend.close()
+            while other.wait(1, 100) < 1:
+                pass
+        yield primary, replica
+
+
+def test_replicas_that_are_not_asked(pair: tuple[Server, Server]) -> None:
+    with pytest.warns(BackendWarning, match="not asked"):
+        RedisBackend(pair[0].url(query="replicas=0")).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RedisBackend(pair[0].url()).close()
+
+
+def test_replicas_that_may_not_be_asked(pair: tuple[Server, Server]) -> None:
+    with contextlib.closing(admin(pair[0])) as client:
+        client.acl_setuser("default", enabled=True, commands=["-wait"])
+    with pytest.warns(BackendWarning, match="not asked"):
+        RedisBackend(pair[0].url()).close()
+    with RedisBackend(pair[0].url(query="replicas=1")) as backend, pytest.raises(BackendAccessError):
+        backend.acquire()
+
+
+def test_what_replicas_have_is_asked_now_and_then(pair: tuple[Server, Server], name: str) -> None:
+    """In the round trip of a write: every eighth, and never more is at risk."""
+    with RedisBackend(pair[0].url(name)) as backend:
+        filled(backend)
+        backend.acquire()
+        with pair[0].monitor() as seen:
+            risks = []
+            for i in range(40):
+                backend.exchange((SlotWrite("tree", slots(i), rows(i, 1)),), SlotRead("tree", slots(i + 1)))
+                risks.append(backend.at_risk)
+        assert max(risks) <= 8
+        assert sum(words[0] == b"WAIT" for words in seen) in (4, 5, 6)
+        backend.replicate()
+        assert backend.at_risk == 0
+
+
+def test_replicas_that_do_not_keep_up(pair: tuple[Server, Server], name: str) -> None:
+    with RedisBackend(pair[0].url(name, query="timeout=1")) as backend:
+        filled(backend)
+        backend.acquire()
+        os.kill(pair[1].pid, signal.SIGSTOP)
+        try:
+            for i in range(10):
+                backend.write("tree", slots(i), rows(i, 1))
+            assert backend.at_risk >= 10
+            with pytest.raises(BackendReadOnlyError, match="replicas"):
+                backend.replicate()
+        finally:
+            os.kill(pair[1].pid, signal.SIGCONT)
+        backend.replicate()
+        assert backend.at_risk == 0
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_failover_behind_one_address(pair: tuple[Server, Server], name: str, tmp_path: Path, late: bool) -> None:
+    """No cluster: an address that leads to the replica, once it was promoted. late: the client finds out in the middle of an access."""
+    primary, replica = pair
+    key, model = oram.generate_key(), dict[bytes, bytes]()
+    with Proxy(primary.port) as proxy, RedisBackend(f"redis://127.0.0.1:{proxy.port}?name={name}&lease=1") as backend:
+        with oram.create(backend, state=tmp_path / "state", key=key, capacity=40, block_size=40) as store:
+            for i in range(20):
+                store[b"%d" % i] = model[b"%d" % i] = b"%d" % i
+                if i == 9:
+                    store.flush()
+                    os.kill(replica.pid, signal.SIGSTOP)
+                    with contextlib.closing(admin(primary)) as client:
+                        client.client_kill_filter(_type="replica")
+            if late:
+                proxy.cut("before", b"EXEC")
+                with pytest.raises(BackendUnavailableError):
+                    backend.options = dataclasses.replace(backend.options, retry=0.0)
+                    store.get(b"0")
+                store.close()
+            primary.kill()
+            os.kill(replica.pid, signal.SIGCONT)
+            with contextlib.closing(admin(replica)) as client:
+                client.replicaof("no", "one")
+            proxy.lead_to(replica.port)
+            if late:
+                backend.options = dataclasses.replace(backend.options, retry=10.0)
+                time.sleep(1.1)  # the replica does not know that the lease was given back
+                store = oram.open(backend, state=tmp_path / "state", key=key)
+            with store, replica.monitor() as seen:
+                assert {name: store.get(name) for name in model} == model
+                assert dict(store.items()) == model
+        commands = [words[0] for words in seen if words[0] in (b"MSET", b"MGET")]
+        assert commands[:2] == [b"MGET", b"MSET"]  # the clock; then what was lost, before anything else
+
+
+def test_a_lease_that_was_taken_and_given_back_under_the_same_number(tmp_path: Path, name: str) -> None:
+    """A failover takes back that this client took the lease; another takes it, for the same time, and gives it back."""
+    with redis_server(tmp_path / "server") as server, RedisBackend(server.url(name)) as backend:
+        filled(backend)
+        backend.acquire()
+        with contextlib.closing(admin(server)) as client:
+            client.unlink(f"{{{name}}}:lease", f"{{{name}}}:fence")
+            with RedisBackend(server.url(name)) as other:
+                other.acquire()
+                other.release()
+            fence = client.get(f"{{{name}}}:fence")
+            assert isinstance(fence, bytes)
+            assert fence.startswith(b"1 ")
+        with pytest.raises(FencedError):
+            backend.write("tree", slots(1), rows(1, 1))
 
 
 def test_a_server_that_must_not_be_asked(tmp_path: Path, name: str) -> None:

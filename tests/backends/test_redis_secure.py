@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import oram
 from oram.backends import RedisBackend, RedisOptions, RegionShape, SlotRead, SlotWrite
-from oram.backends.redis import _pack
+from oram.backends.redis.wire import pack
 from oram.errors import BackendAccessError, BackendError, BackendUnavailableError
 from oram.testing.proxy import Proxy
 from oram.testing.servers import Server, free_port, redis_server, server_binary
@@ -270,7 +270,7 @@ def test_the_rules_of_the_page_suffice(guarded: Server, tmp_path: Path) -> None:
         use(backend)
         for command in ([b"FLUSHALL"], [b"CONFIG", b"SET", b"appendonly", b"no"], [b"GET", b"other"], [b"KEYS", b"*"]):
             with pytest.raises(BackendAccessError, match="NOPERM"):
-                backend._call(lambda command=command: backend._ask([_pack(*command)]))  # type: ignore[misc]
+                backend._call(lambda command=command: backend._ask([pack(*command)]))  # type: ignore[misc]
     with pytest.raises(BackendAccessError, match="NOPERM"):
         RedisBackend(guarded.url("theirs"), credentials=credentials)
 
@@ -364,7 +364,7 @@ def test_a_password_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with redis_server(tmp_path, {"requirepass": PASSWORD}) as server, RedisBackend(server.url()) as backend:
         backend.allocate("tree", SHAPE)
         backend.acquire()
-        backend._call(lambda: backend._ask([_pack(b"CONFIG", b"SET", b"requirepass", b"another")]))
+        backend._call(lambda: backend._ask([pack(b"CONFIG", b"SET", b"requirepass", b"another")]))
         backend.write("tree", ALL, DATA)
         backend._link.drop()
         with pytest.raises(BackendAccessError):

@@ -72,7 +72,7 @@ def test_existing_store(oram: Oram, store: Path) -> None:
         (["--scheme", "ring", "-Z", 4, "-A", 4], "with Z=4 the stash is bounded for A of at most 3"),
         (["--scheme", "ring", "--metadata", "both"], 'metadata must be "client" or "server"'),
         (["--scheme", "ring", "--xor"], "this backend cannot XOR slots: give xor=None or False"),
-        (["--scheme", "square", "-Z", 4], "scheme must be one of path, ring, linear"),
+        (["--scheme", "square", "-Z", 4], "scheme must be one of path, ring, cuckoo, linear"),
     ],
 )
 def test_parameters_of_schemes(oram: Oram, key_file: Path, tmp_path: Path, options: list[object], message: str) -> None:
@@ -438,7 +438,7 @@ def test_every_error_of_the_library_has_its_code() -> None:
         "BackendUnavailableError": 11, "BackupError": 9, "BlockSizeError": 2, "CapacityError": 8, "CipherUnavailableError": 2,
         "FencedError": 6, "ForkedStoreError": 10, "HandleError": 10, "IntegrityError": 5, "KeyTooLargeError": 8, "KeyTypeError": 2,
         "MissingKeyError": 1, "OramError": 10, "ParameterError": 2, "PoisonedError": 5, "RollbackError": 5, "StaleStateError": 5,
-        "StateMissingError": 3, "StoreClosedError": 10, "StoreExistsError": 3, "StoreLockedError": 6, "StoreNotFoundError": 3,
+        "StashOverflowError": 10, "StateMissingError": 3, "StoreClosedError": 10, "StoreExistsError": 3, "StoreLockedError": 6, "StoreNotFoundError": 3,
         "UncleanShutdownError": 9, "ValueTooLargeError": 8, "WrongKeyError": 4,
     }  # fmt: skip
     kinds = {name: getattr(errors, name) for name in errors.__all__}

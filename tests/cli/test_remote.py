@@ -16,6 +16,7 @@ import pytest
 import redis
 
 import oram as library
+from oram.backends import RedisBackend
 from oram.cli import guest
 from oram.errors import BackendFullError
 from oram.testing.proxy import Proxy
@@ -116,13 +117,13 @@ def test_the_demo(
     oram: Oram, server: Server, keys: Callable[[str], set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there: dict[str, int] = {}
-    erase = guest.GuestBackend.erase
+    erase = RedisBackend.erase
 
-    def counted(self: guest.GuestBackend) -> None:
+    def counted(self: RedisBackend) -> None:
         there[self.options.name] = len(keys(self.options.name))
         erase(self)
 
-    monkeypatch.setattr(guest.GuestBackend, "erase", counted)
+    monkeypatch.setattr(RedisBackend, "erase", counted)
     done = oram("demo", server.url("guest"), "--fast", "--accesses", 100, "--output", "page.html")
     assert (done.code, done.err) == (0, "")
     assert "All three stores are on the server" in " ".join(done.text.split())
@@ -326,7 +327,7 @@ def test_doctor_of_a_safe_server(oram: Oram, place: str) -> None:
 
 def test_without_the_extra(oram: Oram, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"redis extra      installed: redis {redis.__version__}, hiredis " in oram("doctor").text
-    monkeypatch.setattr("oram.backends.redis._missing", "No module named 'redis'")
+    monkeypatch.setattr("oram.backends.redis.backend.missing", "No module named 'redis'")
     done = oram("create", "redis://localhost", *SMALL, "--key-file", key_file)
     assert done.code == 2
     assert "pip install oram[redis]" in done.err
@@ -339,3 +340,41 @@ def test_help_names_the_urls(oram: Oram) -> None:
     for command in ("create", "get", "restore", "demo", "--help"):
         assert "redis://" in oram(command, "--help").text
     assert "ORAM_REDIS_PASSWORD" in oram("--help").text
+
+
+def test_shards(oram: Oram, place: str, keys: Callable[[str], set[str]], tmp_path: Path) -> None:
+    """Names on a server, found again by what the client state says; and nothing stays of one that was not made."""
+    name = place.rpartition("=")[2]
+    assert oram("create", place, *SMALL, "--shards", 0).code == 2
+    assert oram("create", place, *SMALL, "--shards", 200).code == 2
+    (tmp_path / "bad.csv").write_text("key,value\n" + "k," + "x" * 999 + "\n")
+    assert oram("create", place, *SMALL, "--shards", 3, "--items", "bad.csv").code != 0
+    (tmp_path / "f.csv").write_text("key,value\na,1\nb,2\nc,3\n")
+    assert oram("create", place, *SMALL, "--shards", 3, "--items", "f.csv").code == 0
+    assert json.loads(oram("info", place, *STATE, "--json").text)["shards"] == 3
+    slots = {key for key in keys(name) if key.count(":") > 1}
+    assert {key.partition("}")[0] for key in slots} == {f"{{{name}.{j}" for j in range(3)}
+    assert oram("put", place, "d", "4", *STATE).code == 0
+    assert oram("get", place, "d", *STATE).out == b"4"
+    assert oram("verify", place, *STATE).text == "ok: every slot opens, 4 records\n"
+    assert "shards" in oram("doctor", place, *STATE).text
+    assert oram("backup", place, "copy", *STATE).code == 0
+    assert oram("restore", "copy", f"{place}2", "--state", "other").text == "restored 4 records\n"
+    assert oram("get", f"{place}2", "d", "--state", "other").out == b"4"
+    assert oram("restore", "copy", "here").code == 0
+    assert oram("get", "here", "d").out == b"4"
+    assert oram("create", place, *SMALL[:-1], "third", "--shards", 3).code == 3
+    assert not Path("third").exists()
+
+
+def test_shards_that_do_not_get_far_leave_nothing(
+    oram: Oram, place: str, keys: Callable[[str], set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise BackendFullError("no room")
+
+    monkeypatch.setattr("oram.store.install", full)
+    assert oram("create", place, *SMALL, "--shards", 2).code != 0
+    name = place.rpartition("=")[2]
+    assert {key for key in keys(name) if key.count(":") > 1} == set()
+    assert not Path("client").exists()

@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,15 @@ class Reader:
     def tag(self, key: bytes) -> bytes:
         return hashlib.blake2b(key, digest_size=16, key=derive(self.secret, self.store, "tag")).digest()
 
-    def clock(self) -> int:
-        slot = self.slots[f"clock.{self.inc}"][0]
+    def stream(self, label: str, size: int) -> bytes:
+        key = derive(self.secret, self.salts[1], label, self.where + struct.pack("<I", 1))
+        return Cipher(AES(key), CTR(bytes(16))).encryptor().update(bytes(size))
+
+    def clock(self, shard: int = 0) -> int:
+        slot = self.slots[f"clock.{self.inc}"][shard]
         assert len(slot) == 64
         assert not any(slot[36:])
-        return int.from_bytes(self.open(slot[:36], b"clock"), "little")
+        return int.from_bytes(self.open(slot[:36], b"clock%d" % shard if shard else b"clock"), "little")
 
     def intent(self) -> tuple[int, int, int, bytes, tuple[int, ...], tuple[int, ...]]:
         plain = self.open(self.state[b"i" + self.inc_key], b"intent")
@@ -232,14 +236,7 @@ def read_path(reader: Reader) -> Tree:
     plain = (8 << high) + buckets * Z * (8 + B)
     assert reader.regions[f"slots.{reader.inc}"] == (offsets[-1], plain + 16)
 
-    stream = (
-        Cipher(
-            AES(derive(reader.secret, reader.salts[1], "positions", reader.where + struct.pack("<I", 1))),
-            CTR(bytes(16)),
-        )
-        .encryptor()
-        .update(bytes(4 * N))
-    )
+    stream = reader.stream("positions", 4 * N)
     first = struct.pack(f"<{N}I", *(p % (1 << L) for p in struct.unpack(f"<{N}I", stream)))
     tags_size = 16 * records if h["keyed"] else 0
     empty = bytes(tags_size) + first + bytes(8 << T) + b"\xff" * (4 * growth) + bytes(B * growth)
@@ -398,8 +395,7 @@ def ring_arrays(
 ) -> tuple[dict[int, bytes], list[int], int, dict[int, Row], list[int], list[int], list[bytes], int]:
     """Tags, positions, clock, rows, references of level T, pool addresses and blocks, number of records; all records applied."""
     Z, W, growth, tags_size = g.Z, g.words, reader.meta["growth"], 16 * (g.N // g.k) if reader.header["keyed"] else 0
-    key = derive(reader.secret, reader.salts[1], "positions", reader.where + struct.pack("<I", 1))
-    stream = Cipher(AES(key), CTR(bytes(16))).encryptor().update(bytes(4 * g.N))
+    stream = reader.stream("positions", 4 * g.N)
     first = struct.pack(f"<{g.N}I", *(p % (1 << g.L) for p in struct.unpack(f"<{g.N}I", stream)))
     rows_size = g.buckets * (8 + 8 * W + 6 * Z) if g.client else 8 << g.T
     empty = bytes(tags_size) + first + bytes(8 + rows_size) + b"\xff" * (4 * growth) + bytes(g.B * growth)
@@ -709,6 +705,92 @@ def test_what_a_remote_backend_has_still_to_be_told(tmp_path: Path) -> None:
     assert reader.clock() == 21
     assert content(read_ring(reader), reader) == {b"%d" % i: b"v" for i in range(21)}
     store.close()
+
+
+class _Asked(Exception):
+    """What a shard's arrays are in a new store, and the size of an ordinary record."""
+
+
+class Shard(Reader):
+    """One shard of a store, as a store by itself; ``arrays`` and ``records`` once they are known."""
+
+    def __init__(self, whole: Reader, j: int) -> None:
+        self.__dict__ |= vars(whole)
+        self.k, self.j = whole.header["shards"], j
+        n = -(-whole.header["blocks"] // self.k)
+        self.header = {**whole.header, "blocks": n, "keyed": False}
+        self.regions, self.slots = {}, {}
+        for region, (slots, size) in whole.regions.items():
+            m = slots // self.k
+            self.regions[region] = m, size
+            self.slots[region] = {s - j * m: data for s, data in whole.slots[region].items() if s // max(m, 1) == j}
+        self.found: tuple[bytes, list[tuple[int, bytes, bytes]]] | None = None
+
+    def stream(self, label: str, size: int) -> bytes:
+        return super().stream(label, size * self.k)[self.j * size : (self.j + 1) * size]
+
+    def ring(self, initial: bytes, record: int) -> tuple[bytearray, list[tuple[int, bytes, bytes]]]:
+        if self.found is None:
+            raise _Asked(initial, record)
+        return bytearray(self.found[0]), self.found[1]
+
+
+def read_shards(reader: Reader, read: Callable[[Reader], Tree]) -> Tree:
+    """Every block of a store of several shards, each of which ``read`` reads."""
+    k, N, per = reader.header["shards"], reader.header["blocks"], reader.header["blocks_per_value"]
+    n, shards, initial, usual = -(-N // k), [Shard(reader, j) for j in range(k)], [], 0
+    for shard in shards:
+        with pytest.raises(_Asked) as asked:
+            read(shard)
+        initial.append(asked.value.args[0])
+        usual = asked.value.args[1]
+    tags_size = 16 * (N // per)
+    arrays, log = reader.ring(bytes(tags_size) + b"".join(initial), 8 + k * (4 + usual) + 20)
+    tags = {i: bytes(arrays[16 * i : 16 * i + 16]) for i in range(N // per)}
+    records: list[list[tuple[int, bytes, bytes]]] = [[] for _ in shards]
+    for sequence, record, note in log:
+        cut = Cut(record)
+        m, each = cut("II")
+        assert each <= m <= k * each
+        for own in records:
+            (size,) = cut("I")
+            own.append((sequence, cut(f"{size}s")[0], b""))
+        assert cut.done()
+        apply_note(tags, note)
+    words = struct.unpack(f"<{k * n}Q", reader.stream("placement", 8 * k * n))
+    place = sorted(range(k * n), key=lambda i: (words[i], i))
+    blocks: dict[int, bytes] = {}
+    pages, at = 0, tags_size
+    for j, shard in enumerate(shards):
+        shard.found = bytes(arrays[at : at + len(initial[j])]), records[j]
+        at += len(initial[j])
+        tree = read(shard)
+        pages += tree.pages
+        blocks |= {place.index(j * n + address): block for address, block in tree.blocks.items()}
+    assert at == len(arrays)
+    return Tree(blocks, tags, set(), pages, len(log))
+
+
+@pytest.mark.parametrize("scheme", ["path", "ring", "ring, metadata there"])
+def test_a_store_of_several_shards(scheme: str, tmp_path: Path) -> None:
+    params: Any = {
+        "path": oram.PathParams(page_levels=2),
+        "ring": oram.RingParams(Z=4),
+        "ring, metadata there": oram.RingParams(Z=4, metadata="server"),
+    }[scheme]
+    given = {"capacity": 100, "block_size": 96, "scheme": params, "tree_top": 0, "key": KEY, "durability": "process"}
+    model = drive(tmp_path / "s", {**given, "shards": 3})
+    reader = Reader(*dump(tmp_path / "s"), KEY)
+    assert reader.header["shards"] == 3
+    assert reader.regions["clock.1"] == (3, 64)
+    assert [reader.clock(j) for j in range(3)] == [63, 63, 63]
+    tree = read_shards(reader, read_path if scheme == "path" else read_ring)
+    assert content(tree, reader) == model
+    assert tree.pages > 3
+    sequence, m, note = struct.unpack_from("<QII", plain := reader.open(reader.state[b"i" + reader.inc_key], b"intent"))
+    assert (sequence, m, note) == (63, 1, 20)
+    assert plain[21:25] == bytes(4), "draws are with the shards'"
+    assert len(plain) == 16 + 9 * m + 3 * (4 + (0 if scheme == "path" else 32))
 
 
 def test_a_linear_store(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ring": {"scheme": oram.RingParams(Z=4, A=3, S=6, xor=True), "tree_top": 0},
     "ring, read one by one": {"scheme": oram.RingParams(Z=4, A=3, S=6, xor=False), "tree_top": 700},
     "ring, metadata there": {"scheme": oram.RingParams(Z=4, A=3, S=6, metadata="server", xor=True), "tree_top": 0},
+    "cuckoo": {"scheme": oram.CuckooParams(c=8)},
     "linear": {"scheme": "linear"},
 }
 
@@ -51,7 +52,7 @@ def states(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if not pair.bulk], ids=lambda pair: str(pair.name))
-@pytest.mark.parametrize("layout", ["path", "ring"])
+@pytest.mark.parametrize("layout", ["path", "ring", "cuckoo"])
 def test_two_worlds(server: Server, pair: Pair, layout: str, states: Iterator[Path]) -> None:
     make = maker(server, LAYOUTS[layout], states)
     left, right = (observe(make, work, 1, from_server(server)) for work in (pair.left, pair.right))

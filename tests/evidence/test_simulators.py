@@ -15,7 +15,7 @@ import oram
 from oram.backends import Backend, Capability, LMDBBackend, MemoryBackend
 from oram.backends.memory import MemoryStateFile
 from oram.store import ObliviousStore
-from oram.testing.randomness import Coins, leaves_of, listen, looked_up, pinned
+from oram.testing.randomness import Coins, leaves_of, listen, looked_up, pinned, revealing
 from oram.testing.remote import RemoteBackend
 from oram.testing.simulators import canonical, simulator
 from oram.testing.worlds import Make, Work, observe
@@ -47,6 +47,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ring, two words": {"scheme": oram.RingParams(Z=32, A=46, S=60), "capacity": 300, "tree_top": 0},
     "ring, one leaf": {"scheme": "ring", "capacity": 1},
     "ring, two blocks a value": {"scheme": oram.RingParams(Z=4), "tree_top": 0, "blocks_per_value": 2},
+    "cuckoo": {"scheme": oram.CuckooParams(), "tree_top": 0},
+    "cuckoo, default": {"scheme": "cuckoo"},
+    "cuckoo, amortized": {"scheme": oram.CuckooParams(rebuild="amortized", c=8)},
+    "cuckoo, large eps": {"scheme": oram.CuckooParams(eps=0.7), "tree_top": 0, "capacity": 30},
+    "cuckoo, two blocks a value": {"scheme": oram.CuckooParams(c=16), "blocks_per_value": 2},
+    "cuckoo, one block": {"scheme": "cuckoo", "capacity": 1},
     "linear": {"scheme": "linear"},
     "linear, several pages": {"scheme": "linear", "block_size": 700},
 }
@@ -143,14 +149,16 @@ def test_accesses(layout: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("cipher", ["aes-256-gcm", "aegis-256"])
-@pytest.mark.parametrize("layout", ["cached top", "ring", "ring, metadata there", "linear, several pages"])
+@pytest.mark.parametrize("layout", ["cached top", "ring", "ring, metadata there", "cuckoo", "linear, several pages"])
 def test_ciphers(layout: str, cipher: str) -> None:
     view = observe(maker({**LAYOUTS[layout], "cipher": cipher, "durability": "process"}), mixed(3), seed=4)
     assert view.simulated().shown == view.shown
     assert view.simulated().commits == view.commits
 
 
-@pytest.mark.parametrize("layout", ["short first page", "cached top", "ring", "ring, S=1, metadata there", "linear"])
+@pytest.mark.parametrize(
+    "layout", ["short first page", "cached top", "ring", "ring, S=1, metadata there", "cuckoo", "linear"]
+)
 def test_blocks(layout: str) -> None:
     def work(store: ObliviousStore) -> None:
         source = random.Random(5)
@@ -166,7 +174,7 @@ def test_blocks(layout: str) -> None:
     assert view.simulated(keyed=False).commits == view.commits
 
 
-@pytest.mark.parametrize("layout", ["one bucket a page", "cached top", "ring, read one by one", "linear"])
+@pytest.mark.parametrize("layout", ["one bucket a page", "cached top", "ring, read one by one", "cuckoo", "linear"])
 def test_lmdb(layout: str, tmp_path: Path) -> None:
     places = (tmp_path / str(i) for i in range(9))
     view = observe(maker(LAYOUTS[layout], lambda: LMDBBackend(next(places), sync=False)), mixed(7), seed=8)
@@ -177,7 +185,9 @@ def test_lmdb(layout: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "not atomic"])
 @pytest.mark.parametrize("mode", ["process", "sync"])
-@pytest.mark.parametrize("layout", ["cached top", "two blocks a value", *RING[:3], "ring, metadata there", "linear"])
+@pytest.mark.parametrize(
+    "layout", ["cached top", "two blocks a value", *RING[:3], "ring, metadata there", "cuckoo", "linear"]
+)
 def test_client_state_elsewhere(layout: str, mode: str, atomic: bool) -> None:
     view = observe(maker({**LAYOUTS[layout], **MODES[mode]}, Apart if atomic else Fragile), mixed(9), seed=10)
     simulated = view.simulated(joint=False, atomic=atomic, synced=mode == "sync")
@@ -186,7 +196,7 @@ def test_client_state_elsewhere(layout: str, mode: str, atomic: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("layout", ["one bucket a page", "cached top", *RING[:6], "ring, S=1", "linear"])
+@pytest.mark.parametrize("layout", ["one bucket a page", "cached top", *RING[:6], "ring, S=1", "cuckoo", "linear"])
 def test_remote(layout: str, mode: str) -> None:
     """Write-backs come with the next read, in its round trip; the last one with the close."""
     view = observe(maker({**LAYOUTS[layout], **MODES[mode]}, Remote), mixed(17), seed=18)
@@ -232,7 +242,14 @@ def test_more_than_a_batch(layout: str) -> None:
     assert view.simulated().commits == view.commits
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "linear" not in name and name not in RING])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        name
+        for name in LAYOUTS
+        if LAYOUTS[name]["scheme"] == "path" or isinstance(LAYOUTS[name]["scheme"], oram.PathParams)
+    ],
+)
 def test_from_what_the_trace_shows(layout: str) -> None:
     """With real randomness, and leaves known only as far as the trace tells."""
     store, trace = maker({**LAYOUTS[layout], "durability": "process"})()
@@ -277,6 +294,32 @@ def test_reopening(layout: str, mode: str, place: str) -> None:
             expected.reopen()
             assert canonical(trace.events, store.info()) == expected.shown
             assert trace.state_commits == expected.commits
+
+
+@pytest.mark.parametrize("place", ["joint", "apart", "torn", "remote"])
+@pytest.mark.parametrize("layout", ["cuckoo", "cuckoo, amortized"])
+def test_cuckoo_reopened_inside_rebuilds(layout: str, place: str) -> None:
+    """The first access after an opening reads stashes and what the rebuilds had in hand, as the clock says; then all goes on as before."""
+    leaves, homes = [random.Random(21).getrandbits(31) for _ in range(2000)], dict[Any, int]()
+    options = {**LAYOUTS[layout], "capacity": 60, "durability": "process"}
+    for known in (homes, dict[Any, int]()):
+        with pinned(Coins(12)), revealing(leaves, homes if known is homes else {**homes}):
+            store, trace = maker(options, PLACES[place])()
+            trace.clear()
+            info, at = store.info(), 0
+            expected = simulator(info, joint=place == "joint", atomic=place != "torn", remote=place == "remote")
+            for turn in range(40):
+                asked = listen(store._engine)
+                mixed(turn, 6)(store)
+                store.close()
+                for batch in asked:
+                    expected.access(leaves[at : at + len(batch)], len(batch))
+                    at += len(batch)
+                store = oram.open(trace, key=KEY, durability="process")
+                expected.reopen()
+    assert at > 300
+    assert trace.events == expected.events
+    assert trace.state_commits == expected.commits
 
 
 def test_a_journal_over_many_turns_of_the_pieces() -> None:

@@ -26,6 +26,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ring": {"scheme": oram.RingParams(Z=4, A=3, S=6), "tree_top": 0},
     "ring, cached top": {"scheme": oram.RingParams(Z=4, A=3, S=6, xor=False), "tree_top": 700},
     "ring, metadata there": {"scheme": oram.RingParams(Z=3, A=1, S=1, metadata="server"), "tree_top": 0},
+    "cuckoo": {"scheme": oram.CuckooParams(c=8)},
     "linear": {"scheme": "linear"},
 }
 FACTORIES: dict[str, Callable[[Path], TraceBackend]] = {
@@ -72,13 +73,13 @@ def test_journaled(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
 
 
 @each_pair
-@pytest.mark.parametrize("layout", ["cached top", "ring"])
+@pytest.mark.parametrize("layout", ["cached top", "ring", "cuckoo"])
 def test_without_a_journal(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
     compare(pair, maker({**LAYOUTS[layout], "durability": "none"}, "memory", paths), logged=False)
 
 
 @each_pair
-@pytest.mark.parametrize("layout", ["cached top", "ring", "ring, metadata there"])
+@pytest.mark.parametrize("layout", ["cached top", "ring", "ring, metadata there", "cuckoo"])
 def test_remote(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
     """Write-backs that wait for the next read wait for it whatever was asked, and whatever is asked next."""
     make = maker({**LAYOUTS[layout], "durability": "process"}, "remote", paths)
@@ -96,7 +97,7 @@ def test_aegis(pair: Pair, paths: Iterator[Path]) -> None:
 
 
 @each_pair
-@pytest.mark.parametrize("layout", ["cached top", "ring, cached top"])
+@pytest.mark.parametrize("layout", ["cached top", "ring, cached top", "cuckoo"])
 def test_lmdb(pair: Pair, layout: str, paths: Iterator[Path]) -> None:
     compare(pair, maker({**LAYOUTS[layout], "durability": "process"}, "lmdb", paths))
 
@@ -110,7 +111,7 @@ def test_workloads_reach_the_pool(paths: Iterator[Path]) -> None:
     assert watch.largest > 10
 
 
-@pytest.mark.parametrize("layout", ["flat", "ring"])
+@pytest.mark.parametrize("layout", ["flat", "ring", "cuckoo"])
 def test_different_leaves_look_different(layout: str, paths: Iterator[Path]) -> None:
     """The comparison can fail."""
     make = maker({**LAYOUTS[layout], "durability": "process"}, "memory", paths)

@@ -12,7 +12,7 @@ import numpy as np
 
 import oram
 from oram.backends import Backend
-from oram.params import LinearParams, PathParams, RingParams, SchemeParams
+from oram.params import CuckooParams, LinearParams, PathParams, RingParams, SchemeParams
 from oram.store import ObliviousStore
 from oram.testing.faults import FaultBackend, Storage
 from oram.testing.model import check, walk
@@ -32,12 +32,23 @@ IN_PARTS: dict[str, dict[str, Any]] = {
     "remote-torn-in-parts": {**PLACES["remote-torn-unsynced"], "part": 7},
 }
 
+#: A write that reaches one shard after the other; a tear within a shard's part besides.
+SHARDED: dict[str, dict[str, Any]] = {
+    "shard by shard": {"apart": True, "shards": 2},
+    "last shard first": {"apart": True, "shards": 2, "reverse": True, "lossy": True},
+    "remote shards": {"apart": True, "shards": 3, "remote": True},
+    "remote shards, last first": {"apart": True, "shards": 2, "remote": True, "reverse": True, "lossy": True},
+    "torn shards": {"apart": True, "shards": 2, "atomic": False, "part": 5},
+    "shards in one": {"apart": True},
+}
+
 #: scheme, tree_top. Z=1 has a large stash, so that the pool is always in use. Two or three levels of Ring are at the server. With A=1 every access
 #: evicts; with A=3 single ones after these beginnings do not, and with S=A early reshuffles are frequent.
 SCHEMES: dict[str, tuple[SchemeParams, int]] = {
     "path": (PathParams(page_levels=2), 0),
     "cached": (PathParams(page_levels=1), 1500),
     "stash": (PathParams(Z=1), 0),
+    "cuckoo": (CuckooParams(), 0),
     "linear": (LinearParams(), 0),
     "ring": (RingParams(Z=4, A=3, S=3, xor=False), 480),
     "ring-evicts": (RingParams(Z=3, A=1, S=2), 1800),
@@ -62,13 +73,19 @@ def open_store(backend: Backend, key: bytes = KEY) -> ObliviousStore:
     return oram.open(backend, key=key, durability="sync")
 
 
+def _at(place: str) -> tuple[Storage, int]:
+    """A place, and how many shards a store there has."""
+    options = {**PLACES, **IN_PARTS, **SHARDED}[place]
+    return Storage(**options), int(options.get("shards", 2 if place in SHARDED else 1))
+
+
 @cache
 def keyed(place: str, scheme: str, per_value: int = 1) -> Base:
     params, top = SCHEMES[scheme]
-    storage, model = Storage(**{**PLACES, **IN_PARTS}[place]), {}
+    (storage, shards), model = _at(place), {}
     store = oram.create(
         storage.connect(), key=KEY, capacity=16, block_size=40, scheme=params, tree_top=top,
-        blocks_per_value=per_value, durability="sync",
+        blocks_per_value=per_value, durability="sync", shards=shards,
     )  # fmt: skip
     random = np.random.default_rng(7)
     for i in range(80):
@@ -87,10 +104,10 @@ def keyed(place: str, scheme: str, per_value: int = 1) -> Base:
 @cache
 def blocks(place: str, scheme: str) -> Base:
     params, top = SCHEMES[scheme]
-    storage, model = Storage(**{**PLACES, **IN_PARTS}[place]), {}
+    (storage, shards), model = _at(place), {}
     store = oram.create(
         storage.connect(), key=KEY, capacity=16, block_size=40, scheme=params, tree_top=top, keyed=False,
-        durability="sync",
+        durability="sync", shards=shards,
     )  # fmt: skip
     for i in range(40):
         model[i * 5 % 16] = (b"b%d" % i).ljust(40, b"\0")

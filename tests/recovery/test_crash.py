@@ -21,11 +21,11 @@ from .lives import IN_PARTS, PLACES, RINGS, SCHEMES, Base, Content, blocks, cont
 
 PAIRS = [
     *[("joint", scheme) for scheme in SCHEMES if scheme not in RINGS],
-    *[("apart", scheme) for scheme in ("path", "cached", "linear")],
-    *[("unsynced", scheme) for scheme in ("stash", "linear")],
+    *[("apart", scheme) for scheme in ("path", "cached", "cuckoo", "linear")],
+    *[("unsynced", scheme) for scheme in ("stash", "cuckoo", "linear")],
     *[("torn", scheme) for scheme in ("path", "cached", "linear")],
-    *[("torn-reverse-unsynced", scheme) for scheme in ("stash", "linear")],
-    ("remote", "cached"),
+    *[("torn-reverse-unsynced", scheme) for scheme in ("stash", "cuckoo", "linear")],
+    *[("remote", scheme) for scheme in ("cached", "cuckoo")],
     ("remote-torn-unsynced", "path"),
 ]
 RING_PAIRS = [

@@ -274,16 +274,16 @@ def test_two_worlds(layout: str, pair: Any, states: Iterator[Path]) -> None:
     assert len(clocks) == 3
 
 
-def _nothing(engine: Engine) -> None:
+def _nothing(engine: Engine, part: int) -> None:
     """Nobody looks."""
 
 
-def _only_the_clock(engine: Engine) -> None:
+def _only_the_clock(engine: Engine, part: int) -> None:
     """Says that all is there."""
     engine.backend.write_all([engine.tick(engine._reached or 0)])
 
 
-def _only_the_last(engine: Engine) -> None:
+def _only_the_last(engine: Engine, part: int) -> None:
     """Writes the latest again, whose clock hides the gap before it."""
     engine._write_again(dict([max(engine.journal.write_backs().items())]))
 
@@ -293,7 +293,7 @@ def _only_the_last(engine: Engine) -> None:
 )  # which writes all of it anyway
 @pytest.mark.parametrize("careless", [_nothing, _only_the_clock, _only_the_last])
 def test_a_repair_that_leaves_a_gap_is_rejected(
-    layout: str, careless: Callable[[Engine], None], states: Iterator[Path]
+    layout: str, careless: Callable[[Engine, int], None], states: Iterator[Path]
 ) -> None:
     """The controls of ``test_repaired``."""
     found = 0

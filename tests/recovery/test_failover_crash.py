@@ -278,13 +278,13 @@ def _after_the_pending_write(engine: Engine) -> None:
     """Repairs once the interrupted call was made, whose clock hides what is missing."""
     backend, repair = engine.backend, engine._repair
 
-    def later() -> None:
+    def later(part: int) -> None:
         delivered = engine._delivered
 
         def now() -> None:
             delivered()
             vars(engine).pop("_delivered", None)
-            repair()
+            repair(part)
 
         engine._delivered = now  # type: ignore[method-assign]
 
@@ -292,16 +292,17 @@ def _after_the_pending_write(engine: Engine) -> None:
 
 
 def _newest_first(engine: Engine) -> None:
-    places = engine.journal.write_backs()
-    engine.backend.on_reconnect(
-        lambda: [engine.backend.write_all(engine.journal.write_back(p)) for _, p in sorted(places.items())[::-1]]  # type: ignore[arg-type]
-    )
+    def repair(part: int) -> None:
+        for _, place in sorted(engine.journal.write_backs().items(), reverse=True):
+            engine.backend.write_all(engine.journal.write_back(place))
+
+    engine.backend.on_reconnect(repair)
 
 
 def _sealed_anew(engine: Engine) -> None:
     """The same slots under other bytes: which of them are blocks of which access, nobody can tell, but the server sees another history."""
 
-    def repair() -> None:
+    def repair(part: int) -> None:
         for _, place in sorted(engine.journal.write_backs().items()):
             writes = engine.journal.write_back(place)
             engine.backend.write_all([SlotWrite(w.region, w.indices, w.data ^ np.uint8(1)) for w in writes])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from oram.params import LinearParams, PathParams, RingParams
+from oram.params import CuckooParams, LinearParams, PathParams, RingParams
 from oram.testing.machine import Config, machine
 
 APART = {"apart": True}
@@ -60,15 +60,32 @@ CONFIGS: dict[str, Config] = {
     "ring, metadata there, torn": Config(SERVER, tree_top=200, place={**WORST, "part": 4}),
     "ring, metadata there, none": Config(SERVER, durability="none"),
     "ring, metadata there, remote": Config(SERVER, place=REMOTE_WORST),
+    "cuckoo": Config(CuckooParams(), tree_top=0),
+    "cuckoo, torn": Config(CuckooParams(eps=0.3), tree_top=0, place=WORST),
+    "cuckoo, amortized": Config(CuckooParams(rebuild="amortized"), place=APART),
+    "cuckoo, records of blocks": Config(CuckooParams(), blocks_per_value=3, block_size=11, place=UNSYNCED),
+    "cuckoo, reference, aegis": Config(CuckooParams(), kernels="reference", cipher="aegis-256"),
+    "cuckoo, none": Config(CuckooParams(), durability="none"),
+    "cuckoo, LMDB": Config(CuckooParams(), place="lmdb", durability="process"),
     "linear": Config(LinearParams()),
     "linear, reference": Config(LinearParams(), kernels="reference", place=APART),
     "linear, records of blocks": Config(LinearParams(), blocks_per_value=2, place=WORST),
     "linear, none": Config(LinearParams(), durability="none"),
     "linear, LMDB": Config(LinearParams(), place="lmdb", durability="process", cipher="aegis-256"),
+    "shards of path, several backends": Config(PathParams(page_levels=1), tree_top=900, place="sharded", shards=3),
+    "shards of path, torn": Config(PathParams(Z=1), place={**WORST, "shards": 2}, shards=2),
+    "shards of path, none": Config(PathParams(page_levels=1), durability="none", shards=2),
+    "shards of ring, reference": Config(RING, kernels="reference", place="sharded", capacity=3, shards=3),
+    "shards of ring, remote": Config(RING, place={**REMOTE, "shards": 3}, blocks_per_value=2, block_size=20, shards=3),
+    "shards of ring, metadata there": Config(SERVER, place={**REMOTE, "lossy": True, "shards": 2}, shards=2),
+    "shards of cuckoo": Config(CuckooParams(), place="sharded", shards=2),
+    "shards of linear": Config(LinearParams(), place="sharded", shards=2),
+    "blocks, shards": Config(BUSY, keyed=False, place={**REMOTE, "shards": 2}, shards=2),
     "blocks": Config(keyed=False),
     "blocks, large stash": Config(PathParams(Z=1), keyed=False, place=WORST),
     "blocks, ring": Config(BUSY, keyed=False, place=REMOTE),
     "blocks, ring, metadata there": Config(SERVER, keyed=False),
+    "blocks, cuckoo": Config(CuckooParams(), keyed=False, place=TORN),
     "blocks, linear": Config(LinearParams(), keyed=False, place=APART),
     "blocks, none": Config(PathParams(page_levels=1), tree_top=500, keyed=False, durability="none"),
 }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from oram.kernels.native.cipher import NativeKeys, floor
+from oram.kernels.native.cuckoooram import NativeCuckoo
 from oram.kernels.native.linearoram import NativeLinear
 from oram.kernels.native.pathoram import NativePath
 from oram.kernels.native.ringoram import NativeRing
 from oram.kernels.native.tagindex import NativeIndex
 
-__all__ = ["floor", "index", "keys", "linear", "name", "path", "ring"]
+__all__ = ["cuckoo", "floor", "index", "keys", "linear", "name", "path", "ring"]
 
 name = "native"
 keys = NativeKeys
 path = NativePath
 ring = NativeRing
+cuckoo = NativeCuckoo
 linear = NativeLinear
 index = NativeIndex

@@ -6,17 +6,20 @@ Given the same requests, draws and keys they leave the same bytes behind, in cli
 from __future__ import annotations
 
 from oram.kernels.reference.cipher import ReferenceKeys
+from oram.kernels.reference.cuckoooram import ReferenceCuckoo
 from oram.kernels.reference.linearoram import ReferenceLinear
 from oram.kernels.reference.pathoram import ReferencePath
 from oram.kernels.reference.ringoram import ReferenceRing
 from oram.kernels.reference.tagindex import ReferenceIndex
 
 __all__ = [
+    "ReferenceCuckoo",
     "ReferenceIndex",
     "ReferenceKeys",
     "ReferenceLinear",
     "ReferencePath",
     "ReferenceRing",
+    "cuckoo",
     "index",
     "keys",
     "linear",
@@ -29,5 +32,6 @@ name = "reference"
 keys = ReferenceKeys
 path = ReferencePath
 ring = ReferenceRing
+cuckoo = ReferenceCuckoo
 linear = ReferenceLinear
 index = ReferenceIndex

@@ -37,7 +37,7 @@ class Simulator:
     is DURABLE. xor: it can XOR slots. The trace has been cleared just before.
     """
 
-    seed = 0  # bytes of randomness that a batch takes besides its draws
+    seed = 0  # bytes of randomness that a batch takes besides its draws, at the end
     slots: int
     slot_size: int
     max_batch: int
@@ -59,6 +59,7 @@ class Simulator:
         self.events: list[Event] = []
         self.commits: list[Commit] = []
         self.round_trips = 0
+        self._ticks: tuple[str, tuple[int, ...], int] = "clock.1", tuple(range(int(info.get("shards", 1)))), CLOCK_SIZE
         self._deferred = remote and not joint
         self._torn = self._deferred or (not joint and not atomic)  # write-backs are journaled
         self._durable = durable
@@ -66,6 +67,18 @@ class Simulator:
         self._kept: tuple[Seen, ...] = ()  # the last write-back that was journaled
         self._exposed = False  # a write-back was delivered, and may not have been made durable
         self._cursor, self._dirty, self._generation = 0, False, 1
+
+    def asked(self, leaves: Sequence[int]) -> int:
+        """The requests of the batch that looks up these leaves."""
+        return len(leaves)
+
+    def coins(self, m: int) -> int:
+        """Random bytes that a batch of m consumes."""
+        return 4 * m + self.seed
+
+    def randomness(self, m: int) -> int:
+        """Of these, what an intent holds beside the draws of its requests."""
+        return self.coins(m) - 4 * m
 
     # --- what a scheme adds
 
@@ -112,10 +125,10 @@ class Simulator:
         self.round_trips += 1
         if self._exposed and self.logged:  # the journaled copy of what was delivered is about to go
             self._sync()
-        clock: tuple[Seen, ...] = (("write", "clock.1", (0,), CLOCK_SIZE),) if self.logged else ()
+        clock: tuple[Seen, ...] = (("write", *self._ticks),) if self.logged else ()
         writes = (*batch.writes, *clock)
         if self.logged:
-            self._commit(len(leaves), batch.record, CHANGE * records, writes)
+            self._commit(self.asked(leaves), batch.record, CHANGE * records, writes)
         if self._deferred:
             self._pending = writes
         else:
@@ -132,7 +145,8 @@ class Simulator:
         """
         batch = self.batch(leaves)
         if self.logged:
-            self.commits.append(((b"i" + _be(1, "I"), SEALED + 16 + 9 * len(leaves) + self.seed),))
+            m = self.asked(leaves)
+            self.commits.append(((b"i" + _be(1, "I"), SEALED + 16 + 9 * m + self.randomness(m)),))
         elif not self._dirty:
             self._dirty = True
             self.commits.append((self._meta(),))
@@ -166,7 +180,7 @@ class Simulator:
             self._trip(("read", "header", (0,), HEADER_SIZE))
         for region, size in (*self.regions(), ("clock.1", CLOCK_SIZE), ("header", HEADER_SIZE)):
             self._trip(("allocate", region, (), size))
-        self._trip(("read", "clock.1", (0,), CLOCK_SIZE))
+        self._trip(("read", *self._ticks))
         if self._kept:  # whether it had landed or not
             self._trip(*self._kept)
         if self.logged and self.synced and not self.joint:
@@ -174,7 +188,7 @@ class Simulator:
         self._generation += 1
         self.commits.append(((b"g" + _be(1, "I") + _be(self._generation, "Q"), 32), self._meta()))
         if self._deferred:
-            self._trip(("write", "clock.1", (0,), CLOCK_SIZE))
+            self._trip(("write", *self._ticks))
 
     # --- what the disk of the client state sees
 
