@@ -187,7 +187,7 @@ def fresh(site: Site, header: Header, incarnation: int, durability: Durability) 
     journal = _journal(site, header, incarnation, existing=False)
     generation = journal.new_generation()  # its salt also says where the blocks begin
     engine = assemble(site, header, incarnation, journal.keyring, journal, durability)
-    engine.building = True
+    engine.build()
     engine.start(generation)
     return engine
 
@@ -198,7 +198,7 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     joint = site.file.shared is site.backend
     writes: list[SlotWrite] = [engine.tick(engine.sequence), site.header_write(header_blob)]
     if not joint:
-        site.backend.write_all(writes[:1])
+        engine.put(writes[0])
         site.backend.sync()
         site.backend.replicate()  # before the old incarnation goes
     puts = [(HEADER, header_blob)]
@@ -211,6 +211,7 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
     if not joint:
         site.backend.write_all(writes[1:])
     engine.settle()
+    site.backend.replicate()
     engine.whole()
     site.drop_all_but(journal.incarnation)
 

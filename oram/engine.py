@@ -39,6 +39,7 @@ from oram.types import I64, U8
 
 CLOCK_SIZE = 64  # bytes of a slot of the clock
 KEPT = 64  # write-backs that are journaled because a failover could take them back, at most
+_OLDER = "the server's part of the store is older than the client state"
 GENERATION_BLOCKS = 1 << 38  # AES blocks under one key: advantage below 2^-50 by draft-irtf-cfrg-aead-limits
 
 
@@ -83,7 +84,10 @@ class Engine:
         self._exposed = False  # it was written, and may not have been made durable
         self._reached: int | None = None  # the last access whose write-back the server was given, once that is known
         self._mending = threading.RLock()  # which one repair in the middle of another takes again
-        self.building = False  # a new incarnation, of which the journal says nothing yet
+        self._building = False  # a new incarnation, of which the journal says nothing yet
+        self._witness: dict[
+            int, SlotWrite
+        ] = {}  # where no journal tells: part of the backend -> the last slot that it was given
         self._buffer: Callable[[str], Slots] | None = None
         if not self._logged and isinstance(backend, BufferBackend) and Capability.BUFFER in backend.capabilities:
             views = {region: backend.buffer(region) for region in scheme.regions()}
@@ -143,12 +147,21 @@ class Engine:
 
     def watch(self) -> None:
         """Be the one that new connections are held against."""
-        if self._deferred and self._logged:
+        if self._deferred:
             self.backend.on_reconnect(self._repair)
+
+    def build(self) -> None:
+        """What is put from now on is a new incarnation, until it is whole."""
+        self._building = True
+
+    def put(self, write: SlotWrite) -> None:
+        """Write at once, what no journal has."""
+        self.backend.write_all([write])
+        self._given([write])
 
     def whole(self) -> None:
         """All of a new incarnation is at the server."""
-        self._reached, self.building = self.sequence, False
+        self._reached, self._building = self.sequence, False
 
     # --- the access
 
@@ -256,7 +269,13 @@ class Engine:
         if self._pending:
             self._exposed = self._synced and Capability.DURABLE in self.backend.capabilities
             self._reached = self.sequence
+            self._given(self._pending)
         self._pending = ()
+
+    def _given(self, writes: Sequence[SlotWrite]) -> None:
+        if self._building or not self._logged:
+            last = {part: self._last_slot(writes, part) for part in range(self.backend.parts)}
+            self._witness |= {part: slot for part, slot in last.items() if slot is not None}
 
     def _secure(self) -> None:
         """Make a delivered write-back durable, where that is promised, before its copy in the journal goes."""
@@ -308,7 +327,7 @@ class Engine:
         if (
             self._deferred and landed
         ):  # an older state, put back, must not pass for this session's: it has no key for this
-            self.backend.write_all([self.tick(self.sequence)])
+            self.put(self.tick(self.sequence))
         if not landed:
             last = records[-1]
             self._logged_access(last.sequence, self.scheme.redo(last.scheme), last.note, known=True)
@@ -323,8 +342,6 @@ class Engine:
     def _landed(self, intent: Intent | None) -> bool:
         """Whether the server has the last committed write, perhaps from the journal just now. Of several shards each has a clock of its own."""
         clocks = self._server_clocks(self._clocks)
-        if max(clocks) > self.sequence:
-            raise StaleStateError("the client state is older than the server's part of the store")
         server = self._reached = min(clocks)
         begun = intent is not None and intent.sequence == self.sequence and not self._joint and self.journal.committed
         places = self.journal.write_backs()
@@ -334,6 +351,7 @@ class Engine:
         # also the one that the clock tells of: where the backend is not ATOMIC, the clock may be all that there is of it
         lost = self._journaled(range(server + (server not in places), self.sequence + 1))
         self._write_again(lost)
+        self._reached = self.sequence
         return True
 
     def _write_again(self, places: dict[int, int], shard: int | None = None) -> None:
@@ -341,7 +359,6 @@ class Engine:
         for sequence in sorted(places):
             writes = self.journal.write_back(places[sequence])
             self.backend.write_all(writes if shard is None else [self._own(write, shard) for write in writes])
-            self._reached = max(self._reached or 0, sequence)  # what a new connection in between is held against
 
     def _own(self, write: SlotWrite, shard: int) -> SlotWrite:
         """A shard's part of a write."""
@@ -355,34 +372,62 @@ class Engine:
         part: of the backend, where each shard is on one of its own; then only this shard is asked, and given what it lost.
         RollbackError where the journal has not kept all of it: no older position is ever used again. Nothing of this depends on what is asked: the
         server sees the clock read, and the very writes that it had seen. It comes before anything else is written, whose clock would hide a gap.
+        Where there is no journal, of a load or with durability "none", the server sees the last slot read that it was given, and nothing is repaired.
         """
         if self._trouble is not None:
             return
-        if self.building and self.backend.at_risk:
-            raise BackendUnavailableError("the connection broke in the middle of a load, and a part of it may be lost")
-        with self._mending:  # several shards may connect anew at the same time
-            if self._reached is None:
+        try:
+            with self._mending:  # several shards may connect anew at the same time
+                if self._building or not self._logged:
+                    self._check_witness(part)
+                elif self._reached is not None:
+                    shard = part if self.backend.parts > 1 else None
+                    clocks = self._server_clocks(self._clocks if shard is None else self._clocks[part : part + 1])
+                    # also the one that is still to be written: a part of the interrupted call may have written it, and will not again
+                    lost = range(min(clocks) + 1, self.sequence + 1)
+                    if lost:
+                        self._write_again(self._journaled(lost), shard)
+        except BaseException as error:  # a repair that is half done must not be taken for a whole one
+            raise self.fail(error) from error.__cause__
+
+    def _check_witness(self, part: int) -> None:
+        """Raise unless the server has the last slot that it was given, and so all before it: what a failover takes back is the end of what was written.
+
+        The call that was interrupted may have put another over it.
+        """
+        latest = [slot for slot in (self._witness.get(part), self._last_slot(self._pending, part)) if slot is not None]
+        for slot in latest:
+            there = self.backend.read(slot.region, slot.indices)
+            if there.present[0] and np.array_equal(there.data, slot.data):
                 return
-            shard = part if self.backend.parts > 1 else None
-            clocks = self._server_clocks(self._clocks if shard is None else self._clocks[part : part + 1])
-            lost = range(min(clocks) + 1, self._reached + 1)
-            if lost:
-                self._write_again(self._journaled(lost), shard)
+        if part not in self._witness:
+            return
+        if self._building:
+            raise BackendUnavailableError("the connection broke in the middle of a load, and a part of it is lost")
+        raise RollbackError(_OLDER)
+
+    def _last_slot(self, writes: Sequence[SlotWrite], part: int) -> SlotWrite | None:
+        """A copy of the slot that this part of the backend is given last, if any is."""
+        for write in reversed(writes):
+            own = write if self.backend.parts == 1 else self._own(write, part)
+            if own.indices.size:
+                return SlotWrite(own.region, own.indices[-1:].copy(), own.data[-1:].copy())
+        return None
 
     def _journaled(self, sequences: range) -> dict[int, int]:
         """Where the write-backs of these accesses are; RollbackError where one is not there any more."""
         places = self.journal.write_backs()
         if not all(sequence in places for sequence in sequences):
-            raise RollbackError("the server's part of the store is older than the client state")
+            raise RollbackError(_OLDER)
         return {sequence: places[sequence] for sequence in sequences}
 
     def _server_clocks(self, shards: I64) -> list[int]:
-        """The last access whose write the server has, as each of these shards has it."""
+        """The last access whose write the server has, as each of these shards has it. StaleStateError where this client has not made it."""
         slots = self.backend.read(self._clock, shards)
         if not slots.present.all():
             if self._replaced():
                 raise StaleStateError("the client state is older than the server's part of the store")
-            raise RollbackError("the server's part of the store is older than the client state")
+            raise RollbackError(_OLDER)
         try:
             plain = [
                 self.journal.keyring.open(_clock_of(j), row.tobytes()[: 12 + 8 + 16])
@@ -392,7 +437,10 @@ class Engine:
             raise
         except IntegrityError:
             raise IntegrityError("stored data was changed, swapped, withheld or is stale") from None
-        return [int.from_bytes(each, "little") for each in plain]
+        clocks = [int.from_bytes(each, "little") for each in plain]
+        if max(clocks) > self.sequence:
+            raise StaleStateError("the client state is older than the server's part of the store")
+        return clocks
 
     def _replaced(self) -> bool:
         """Whether the server has a later incarnation of the store."""
@@ -424,7 +472,7 @@ class Engine:
             self._marked = (
                 False  # before the file says the same: an access in between, or after an interrupt, marks it again
             )
-            self.backend.write_all([self.tick(self.sequence)])
+            self.put(self.tick(self.sequence))
             self.backend.sync()
             self.checkpoint()
             self._ahead = False
@@ -435,7 +483,6 @@ class Engine:
 
     def settle(self) -> None:
         """Make it survive what ``durability`` says."""
-        self.backend.replicate()
         if self._synced:
             self.journal.file.sync()
             self.backend.sync()

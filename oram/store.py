@@ -420,7 +420,7 @@ def _populate(engine: Engine, addresses: I64, blocks: U8) -> None:
     if sum(form.slots * (form.slot_size // 16 + 4) for form in engine.scheme.regions().values()) > GENERATION_BLOCKS:
         raise ParameterError("this store is too large for a bulk load under one sealing key")
     for write in engine.scheme.build(addresses, blocks):
-        engine.backend.write_all([write])
+        engine.put(write)
     engine.backend.sync()
 
 

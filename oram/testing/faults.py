@@ -236,6 +236,16 @@ class FaultBackend(XorBackend):
         if self._undo is not None:
             self._undo.clear()
 
+    @property
+    def at_risk(self) -> int:
+        return self.inner.at_risk
+
+    def replicate(self) -> None:
+        self.inner.replicate()
+
+    def on_reconnect(self, check: Callable[[int], None]) -> None:
+        self.inner.on_reconnect(check)
+
     def close(self) -> None:
         """Only this wrapper's life ends."""
 
@@ -315,6 +325,7 @@ class Storage:
     def connect(self, over: Callable[[Backend], Backend] = lambda inner: inner) -> FaultBackend:
         """A new life: what was before it is gone, its lock included. over: what to put between the faults and the slots, say a trace."""
         self.slots.release()
+        self.slots.on_reconnect(lambda _: None)
         self.faults = Faults()
         return FaultBackend(
             over(self.slots),

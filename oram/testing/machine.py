@@ -21,6 +21,7 @@ from oram import record
 from oram.backends import LMDBBackend, MemoryBackend, ShardedBackend
 from oram.errors import (
     BackendFullError,
+    BackendUnavailableError,
     CapacityError,
     MissingKeyError,
     StoreClosedError,
@@ -31,6 +32,7 @@ from oram.params import LinearParams, PathParams, SchemeParams
 from oram.store import ObliviousStore
 from oram.testing.faults import Crash, FaultBackend, Storage
 from oram.testing.model import check, walk
+from oram.testing.remote import ReplicatedBackend
 
 __all__ = ["Config", "StoreMachine", "machine"]
 
@@ -46,8 +48,8 @@ _TOO_LARGE = "too large"
 class Config:
     """One kind of store.
 
-    scheme: its params; tree_top: bytes. place: arguments of ``Storage``, "lmdb", or "sharded": several backends as one.
-    shards: of the store. kernels: "native" or "reference".
+    scheme: its params; tree_top: bytes. place: arguments of ``Storage``, "lmdb", "sharded": several backends as one, or "replicated": a remote
+    server with a replica that takes over now and then, and lags. shards: of the store. kernels: "native" or "reference".
     """
 
     scheme: SchemeParams = field(default_factory=PathParams)
@@ -196,7 +198,9 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def create(self) -> None:
         place = self.config.place
-        if place == "sharded":
+        if place == "replicated":
+            self.storage = Storage(slots=ReplicatedBackend(MemoryBackend()), apart=True)
+        elif place == "sharded":
             several = ShardedBackend([MemoryBackend() for _ in range(self.config.shards)])
             self.storage = Storage(slots=several, apart=True, shards=self.config.shards)
         elif isinstance(place, str):
@@ -286,8 +290,22 @@ class StoreMachine(RuleBasedStateMachine):
     def _run(self, operation: Operation) -> None:
         expected, after = predict(self.config, self.model, operation)
         with self._watch():
-            assert perform(self.store, operation) == expected
-            self.model = after
+            try:
+                assert perform(self.store, operation) == expected
+            except BackendUnavailableError:  # a failover took a part of it back, and it leaves what was there
+                assert self.config.place == "replicated"
+                assert operation[0] in ("load", "clear")
+                self._go_on()
+            else:
+                self.model = after
+
+    def _go_on(self) -> None:
+        """After a load that came to nothing, maybe with a new handle."""
+        try:
+            self.store.stats()
+        except StoreClosedError:
+            self.store.close()
+            self._after_crash([self.model], -1)
 
     def _crash(self, operation: Operation, at: int, again: int) -> None:
         """Crash at a step of an operation, or right after it where it has fewer."""
@@ -359,6 +377,42 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(operation=BLOCKS, at=st.integers(0, 6), again=st.integers(0, 12))
     def full_blocks(self, operation: Operation, at: int, again: int) -> None:
         self._full(operation, at, again)
+
+    def _plan(self, lost: int, at: int, late: bool) -> None:
+        server = self.storage.slots
+        assert isinstance(server, ReplicatedBackend)
+        server.fail_over(lost, at=at, late=late)
+
+    @precondition(lambda self: self.config.place == "replicated")
+    @rule(operation=KEYED, lost=st.integers(0, 6), at=st.integers(0, 3), late=st.booleans())
+    def fail_over(self, operation: Operation, lost: int, at: int, late: bool) -> None:
+        """The replica takes over in the middle of an operation, or soon after it."""
+        self._plan(lost, at, late)
+        self._run(operation)
+
+    @precondition(lambda self: self.config.place == "replicated")
+    @rule(lost=st.integers(0, 6), at=st.integers(0, 6), late=st.booleans())
+    def fail_over_in_rekey(self, lost: int, at: int, late: bool) -> None:
+        self._plan(lost, at, late)
+        key = oram.generate_key()
+        try:
+            self.store.rekey(key=key)
+            self.key = key
+        except BackendUnavailableError:
+            self._go_on()
+
+    @precondition(lambda self: self.config.place == "replicated")
+    @rule(
+        operation=KEYED, at=st.integers(0, 9), again=st.integers(0, 12), lost=st.integers(0, 6), call=st.integers(0, 9)
+    )
+    def crash_and_fail_over(self, operation: Operation, at: int, again: int, lost: int, call: int) -> None:
+        """One of them in the middle of what the other one left."""
+        self._plan(lost, call, bool(call % 2))
+        try:
+            self._crash(operation, at, again)
+        except BackendUnavailableError:
+            assert operation[0] in ("load", "clear")
+            self._go_on()
 
     @precondition(lambda self: self.config.keyed)
     @rule()

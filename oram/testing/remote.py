@@ -142,6 +142,8 @@ class ReplicatedBackend(RemoteBackend):
     def _lose(self, lost: int) -> None:
         for _ in range(min(lost, len(self._undo))):
             for region, indices, old in reversed(self._undo.pop()):
+                if region not in self._memory.regions():
+                    continue  # dropped since, and by nothing that needs it again
                 now = self._memory.buffer(region)
                 now.data[indices], now.present[indices] = old.data, old.present
         if self._check is not None:

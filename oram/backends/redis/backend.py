@@ -131,10 +131,12 @@ class RedisBackend(XorBackend):
         self._closed, self._pid = False, os.getpid()
         self._token: bytes | None = None  # of our lease
         self._fence = 0  # how often the lease had been taken when we took it
+        self._before = b""  # the token of whoever had taken it before us
         self._replicas = 0  # that must have a write before it is safe
         self._at_risk = 0  # transactions since the replicas were last known to have all of them
         self._verify: Callable[[int], None] | None = None  # to be called on each new connection
         self._verified = True  # it was
+        self._wrote = False  # this connection wrote, so that WAIT says something about it
         self._armed = False  # the server watches the lease for us, and we saw that it is as `_token` says
         self._fenced = False
         self._renew_at = 0.0
@@ -311,7 +313,7 @@ class RedisBackend(XorBackend):
         replies = self._ask(known.gets(indices, self._names.lease))
         last = array(replies[-1])
         if not last or last.pop() != self._token:
-            self._armed = False
+            self._doubt()
             self._arm()  # or it raises: then the slots are another's
         return replies
 
@@ -412,7 +414,7 @@ class RedisBackend(XorBackend):
                 f"{max(0, integer(left)) / 1000:.0f} s"
             )
         else:
-            number = taken + 1
+            number, self._before = taken + 1, last
             (done,) = self._ask([MULTI, *names.take(number, token, self._lease_ms), EXEC])[3:]
             if done is None:
                 raise StoreLockedError("another client has just opened the store")
@@ -496,7 +498,8 @@ class RedisBackend(XorBackend):
         """Have the server watch the lease, and look whose it is.
 
         StoreLockedError where it is another's, FencedError where it was another's since it was ours. Where it expired and nobody took it since, it is
-        ours again: the fence tells. RollbackError where the server does not know that it was ours, unless somebody verifies what it has (``on_reconnect``).
+        ours again: the fence tells. So where a failover took back that we took it, and nothing more, if somebody verifies what else is missing
+        (``on_reconnect``): RollbackError otherwise.
         """
         names = self._names
         for _ in range(_ATTEMPTS):
@@ -507,15 +510,16 @@ class RedisBackend(XorBackend):
                 self._armed = True
                 return
             fence, last = taken_by(count)
-            if fence < self._fence and self._verify is None:
+            lost = fence == self._fence - 1 and self._verify is not None
+            if fence < self._fence and not lost:
                 raise RollbackError("the server came back without the lease that this client has")
-            if fence > self._fence or (fence == self._fence and (last != self._token or holder not in (None, last))):
+            # whoever had it before us may seem to have it still, and finds it gone; anybody else came after the failover
+            if fence > self._fence or last != (self._before if lost else self._token) or holder not in (None, last):
                 self._fenced = True
                 raise FencedError("another client took the store over, as the lease of this one had expired")
-            if fence == self._fence and holder is not None:
+            if not lost and holder is not None:
                 self._armed = True
                 return
-            # It expired; or a failover took back that it was taken, and nobody did so since: a client before this one will find it gone.
             start = time.monotonic()
             if self._ask([MULTI, *names.take(self._fence, self._token, self._lease_ms), EXEC])[-1] is not None:
                 self._renew_at = start + self.options.lease / 3
@@ -533,8 +537,10 @@ class RedisBackend(XorBackend):
             if not self._armed:
                 self._arm()
             self._armed = False
-            # Ahead of the writes, so that it asks for those before them, which are on their way to the replicas already.
-            ask = [names.wait(self._replicas, _PATIENCE)] if self._replicas and self._at_risk >= _ASK else []
+            # Ahead of the writes, so that it asks for those before them, which are on their way to the replicas already. Not on a connection
+            # that has written nothing, where WAIT says nothing, and not of a server that may have lost writes.
+            due = self._replicas and self._at_risk and self._at_risk % _ASK == 0 and self._wrote and self._verified
+            ask = [names.wait(self._replicas, _PATIENCE)] if due else []
             replies = self._link.trip([*ask, *before, MULTI, *commands, EXEC, names.watch, names.holder])
             if ask:
                 self._heard(replies.pop(0))
@@ -545,13 +551,25 @@ class RedisBackend(XorBackend):
             if done is not None:
                 refuse(array(done, len(commands)))
                 self._at_risk += bool(self._replicas)
+                self._wrote = True
                 return replies[: len(before)], done
+            self._doubt()
         raise _restless()
+
+    def _doubt(self) -> None:
+        """Somebody touched the lease: another client, its end, or a server that was a replica for a while and lost writes, on this same connection.
+
+        Where somebody verifies what a new connection leads to, only a new one will do.
+        """
+        self._armed = False
+        if self._token is not None and self._verify is not None:
+            self._link.drop()
+            raise BrokenError("the store's lease was touched")
 
     def _heard(self, reply: Any) -> None:
         """What a WAIT said: how many replicas have all that this connection had written before it, which began by renewing the lease."""
         refuse([reply])
-        if integer(reply) >= self._replicas:
+        if self._wrote and integer(reply) >= self._replicas:
             self._at_risk = 0
 
     def _await(self) -> None:
@@ -607,7 +625,7 @@ class RedisBackend(XorBackend):
     def _attempt(self, work: Callable[[], T], until: float, verify: bool) -> T:
         """Run ``work``, where necessary over a new connection; no further node is tried for that after ``until``."""
         if not self._link.up:
-            self._armed = self._verified = False
+            self._armed = self._verified = self._wrote = False
             self._link.connect(until)
             try:
                 self._inspect()

@@ -67,6 +67,8 @@ def failure(error: Exception) -> OramError | BrokenError:
         return BusyError(f"the store is being moved to another node of its cluster ({code})")
     if code == "CLUSTERDOWN":
         return DownError("the cluster is down, or the node is cut off from it")
+    if code == "UNBLOCKED":  # and it closes the connection
+        return BrokenError("it became a replica")
     if code == "LOADING":
         return BusyError("it is loading its data")
     return BackendError(f"the server refused a command ({code})")
