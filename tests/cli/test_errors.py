@@ -446,7 +446,7 @@ def test_every_error_of_the_library_has_its_code() -> None:
         "AddressError": 2, "BackendAccessError": 12, "BackendError": 7, "BackendFullError": 7, "BackendReadOnlyError": 7,
         "BackendUnavailableError": 11, "BackupError": 9, "BlockSizeError": 2, "CapacityError": 8, "CipherUnavailableError": 2,
         "FencedError": 6, "ForkedStoreError": 10, "HandleError": 10, "IntegrityError": 5, "KeyTooLargeError": 8, "KeyTypeError": 2,
-        "MissingKeyError": 1, "OramError": 10, "ParameterError": 2, "PoisonedError": 5, "RollbackError": 5, "StaleStateError": 5,
+        "MissingKeyError": 1, "OramError": 10, "ParameterError": 2, "PoisonedError": 5, "RollbackError": 5, "ShardOverflowError": 10, "StaleStateError": 5,
         "StashOverflowError": 10, "StateMissingError": 3, "StoreClosedError": 10, "StoreExistsError": 3, "StoreLockedError": 6, "StoreNotFoundError": 3,
         "UncleanShutdownError": 9, "ValueTooLargeError": 8, "WrongKeyError": 4,
     }  # fmt: skip
