@@ -182,7 +182,8 @@ class Backend(abc.ABC):
 
         For backends that connect again by themselves: the server may have come back with less than it had. ``check`` is given the number of the part
         whose connection it is, 0 where there is one only, and uses this very backend, of several parts that one's slots only, from the thread that
-        made the call; what it raises is raised from the call.
+        made the call; what it raises is raised from the call, and it is called again before the next one. The interrupted call is then made again
+        as a whole, an ``exchange`` with its writes.
         """
 
     @property

@@ -389,7 +389,7 @@ class RedisBackend(XorBackend):
             try:
                 self._call(self._arm)  # so that the first write takes no longer than any other
                 if self._replicas:
-                    self._call(self._await)  # a failover must not take the lease back
+                    self._call(self._await)  # a failover must not take the lease back, nor what an earlier handle wrote
                 for number, slots in self._call(self._leftovers):
                     self._sweep(Region.of(self._names, number, RegionShape(slots, 1)))
             except BaseException:
@@ -573,6 +573,8 @@ class RedisBackend(XorBackend):
             self._at_risk = 0
 
     def _await(self) -> None:
+        if self._token is not None and not self._wrote:
+            self._renew()
         (reply,) = self._ask([self._names.wait(self._replicas, int(500 * self.options.timeout))])
         self._heard(reply)
         if self._at_risk:
