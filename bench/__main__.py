@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, remote, ring
+from bench import bars, cuckoo, remote, ring
 from bench.measure import Row, machine, seal_4096
 
-BARS = {**bars.BARS, **ring.BARS, **remote.BARS}
+BARS = {**bars.BARS, **ring.BARS, **cuckoo.BARS, **remote.BARS}
 
 
 def main() -> None:

@@ -199,7 +199,7 @@ def slow_link(quick: bool) -> Iterator[Row]:
     """A get over added round trips of 10 and 50 ms: how long, and how many round trips; and the bytes that come down before the answer."""
     B, N = 4096, 1 << 10 if quick else 1 << 14
     for delay in (0.010, 0.050):
-        for scheme in ("path", "ring"):
+        for scheme in ("path", "ring", "cuckoo"):
             with (
                 tempfile.TemporaryDirectory() as place,
                 redis_server(Path(place) / "server", {"appendonly": "no"}) as server,

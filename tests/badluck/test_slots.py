@@ -290,3 +290,67 @@ def test_the_servers_header_is_no_authority(scheme: str) -> None:
     header.present[:] = 0
     with oram.open(backend, key=KEY) as store:
         check(store, MODEL)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_slot_that_an_access_of_cuckoo_reads(seed: int) -> None:
+    """The same for probes, real or not, for what rebuilds read, and for what the first access after an opening reads again."""
+    storage, messages, probes = Storage(), set[str](), set[str]()
+    items = {b"k%d" % i: b"v%d" % i for i in range(30)}
+    store = oram.create(
+        storage.connect(), key=KEY, capacity=40, block_size=60, scheme=oram.CuckooParams(c=8), items=items,
+        durability="process",
+    )  # fmt: skip
+    before: dict[int, U8] = {}
+    for i in range(64 + 71 + seed):  # into rebuilds, over places that were used before
+        if i == 100:
+            memory = storage.slots
+            assert isinstance(memory, MemoryBackend)
+            before = dict(enumerate(memory.buffer("slots.1").data.copy()))
+        store[b"k%d" % (i % 30)] = b"%d" % i
+    store.close()
+
+    def attempt(slot: int, how: str) -> list[Event]:
+        """The next three requests with the same coins, on a copy: what the server sees."""
+        place = storage.copy()
+        trace = TraceBackend(place.slots)
+        assert isinstance(place.slots, MemoryBackend)
+        store = oram.open(trace, key=KEY, durability="process")
+        slots = place.slots.buffer("slots.1")
+        match how:
+            case "flip":
+                slots.data[slot, slot % slots.data.shape[1]] ^= 1 << slot % 8
+            case "withheld":
+                slots.present[slot] = 0
+            case "another":
+                slots.data[slot] = slots.data[slot - 1]
+            case "old":
+                slots.data[slot] = before[slot]
+        trace.clear()
+        with pinned(Coins(seed)):
+            if not how:
+                store.get_many([b"k1", b"no", b"k2"])
+                return [event for event in trace.events if event.op == "read"]
+            with pytest.raises(IntegrityError) as caught:
+                store.get_many([b"k1", b"no", b"k2"])
+            messages.add(str(caught.value))
+            with pytest.raises(PoisonedError):
+                store.get(b"k1")
+        return trace.events
+
+    whole = attempt(0, "")
+    assert len(whole) == 2  # what was in client memory, and the access
+    now = storage.slots.buffer("slots.1").data if isinstance(storage.slots, MemoryBackend) else None
+    assert now is not None
+    for number, event in enumerate(whole):
+        for i, slot in enumerate(event.indices):
+            how = ("flip", "withheld", "another")[i % 3 if slot else 0]
+            if before[slot].any() and (before[slot] != now[slot]).any():
+                how = "old" if i % 2 else how
+            elif (i + seed) % (4 - 2 * number):  # a half, and of stashes a quarter: there are 32 slots in each
+                continue
+            probes.add(how)
+            first = 0 if slot in whole[0].indices else number  # a probe may read again what was read again
+            assert attempt(slot, how) == whole[: first + 1]
+    assert probes == {"flip", "withheld", "another", "old"}
+    assert messages == {"stored data was changed, swapped, withheld or is stale"}

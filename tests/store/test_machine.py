@@ -65,6 +65,8 @@ CONFIGS: dict[str, Config] = {
     "cuckoo, amortized": Config(CuckooParams(rebuild="amortized"), place=APART),
     "cuckoo, records of blocks": Config(CuckooParams(), blocks_per_value=3, block_size=11, place=UNSYNCED),
     "cuckoo, reference, aegis": Config(CuckooParams(), kernels="reference", cipher="aegis-256"),
+    "cuckoo, remote": Config(CuckooParams(), tree_top=0, place=REMOTE),
+    "cuckoo, remote, torn": Config(CuckooParams(c=8), place=REMOTE_WORST),
     "cuckoo, none": Config(CuckooParams(), durability="none"),
     "cuckoo, LMDB": Config(CuckooParams(), place="lmdb", durability="process"),
     "linear": Config(LinearParams()),
