@@ -122,7 +122,7 @@ def _events_of(kernel: str, pair: Pair, side: str, options: dict[str, Any]) -> t
         pinned(Coins(7)),
     ):
         patch.setenv("ORAM_KERNELS", kernel)
-        patch.setattr(Keyring, "hash_key", lambda _: bytes(range(32)))
+        patch.setattr(Keyring, "hash_key", lambda _, shard=0: bytes(range(32)))
         trace = TraceBackend(MemoryBackend())
         store = oram.create(trace, key=bytes(32), capacity=RECORDS, block_size=48, **options)
         getattr(pair, side)(store)
