@@ -554,7 +554,7 @@ static int own_stash(const oram_cuckoo *p, oram_cuckoo_build *g, table t) {
 
 /* A placement is a phase after the other, each of a fixed number of steps, whoever the members are; `weights` makes them take about as long. */
 enum { SCAN, CLEAR, JOIN, CLEAR_AGAIN, ATTACH, TREES, CYCLES, OWN_ROWS, OWN_STASH, PHASES };
-static const uint64_t weights[PHASES] = {3, 1, 96, 1, 48, 108, 5, 32, 1};
+static const uint64_t weights[PHASES] = {3, 8, 96, 1, 48, 108, 5, 32, 1}; /* CLEAR meets memory that is new */
 
 /* Steps before a phase. listed: members are in a list. */
 static uint64_t steps_before(const oram_cuckoo *p, uint32_t level, int listed, int phase) {
