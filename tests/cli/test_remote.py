@@ -126,7 +126,7 @@ def test_the_demo(
     monkeypatch.setattr(RedisBackend, "erase", counted)
     done = oram("demo", server.url("guest"), "--fast", "--accesses", 100, "--output", "page.html")
     assert (done.code, done.err) == (0, "")
-    assert "All three stores are on the server" in " ".join(done.text.split())
+    assert "All four stores are on the server" in " ".join(done.text.split())
     assert "What was made on the server is removed." in done.text
     assert "memory that plays" not in done.text + (tmp_path / "page.html").read_text()
     assert [line.split()[1:4:2] for line in done.text.splitlines() if line.startswith("│ process")] == [
