@@ -133,8 +133,9 @@ def test_the_demo(
         ["process", "encrypted"],
         ["process", "Path"],
         ["process", "Ring"],
+        ["process", "Cuckoo"],
     ]
-    assert [name.rpartition("-")[2] for name in there] == ["encrypted", "oblivious", "ring"]
+    assert [name.rpartition("-")[2] for name in there] == ["encrypted", "oblivious", "ring", "cuckoo"]
     assert all(name.startswith("guest-demo-") for name in there)
     assert min(there.values()) > 1000
     assert keys("guest") == set()
