@@ -118,6 +118,7 @@ class ReplicatedBackend(RemoteBackend):
         self.lagging, self.calls = False, 0
         self._undo: list[list[tuple[str, I64, Slots]]] = []  # what each call replaced that the replica has not heard of
         self._check: Callable[[int], None] | None = None
+        self._checked = True  # the check of the latest connection went well
         self._plan: dict[int, tuple[bool, int]] = {}
 
     @property
@@ -146,12 +147,24 @@ class ReplicatedBackend(RemoteBackend):
                     continue  # dropped since, and by nothing that needs it again
                 now = self._memory.buffer(region)
                 now.data[indices], now.present[indices] = old.data, old.present
-        if self._check is not None:
+        self._checked = False
+        self._look()
+
+    def _look(self) -> None:
+        """Make the check that is due, again where it failed."""
+        if self._checked or self._check is None:
+            return
+        self._checked = True  # first: it calls this backend
+        try:
             self._check(0)
+        except BaseException:
+            self._checked = False
+            raise
 
     def _made(self, call: Callable[[], T], writes: Sequence[SlotWrite] = ()) -> T:
         late, lost = self._plan.pop(self.calls, (False, -1))
         self.calls += 1
+        self._look()
         if lost >= 0 and late:
             self._note(writes)
             call()

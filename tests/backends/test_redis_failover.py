@@ -169,6 +169,29 @@ def test_a_primary_that_steps_down_while_it_is_asked(pair: Pair) -> None:
         assert backend.at_risk
 
 
+def test_a_check_that_fails_is_made_again_before_the_next_call(pair: Pair) -> None:
+    """On the same connection, too: nothing is sent before it went well."""
+    calls: list[bool] = []
+
+    def check(part: int) -> None:
+        calls.append(True)
+        if len(calls) < 3:
+            raise RollbackError("not yet")
+
+    with opened(pair) as backend:
+        backend.on_reconnect(check)
+        pair.proxy.break_all()
+        with pair.primary.monitor() as seen:
+            for _ in range(2):
+                with pytest.raises(RollbackError):
+                    backend.write_all([put(1)])
+        assert seen  # the connection, and the lease
+        assert slots_of(seen) == []
+        backend.write_all([put(1)])
+        backend.write_all([put(2)])
+    assert len(calls) == 3
+
+
 # The lease
 
 
