@@ -834,7 +834,7 @@ def test_warnings_are_those_of_the_node_that_has_the_store(cluster: Cluster) -> 
     finally:
         cluster.ask(first, "CONFIG", "SET", "maxmemory-policy", "noeviction")
     said = [str(warning.message) for warning in caught if issubclass(warning.category, BackendWarning)]
-    assert len(said) == 1  # of appendfsync
+    assert len(said) == 2  # of appendfsync and of min-replicas-to-write
     assert not any("maxmemory-policy" in text for text in said)
     assert {warning.filename for warning in caught} == {__file__}
 

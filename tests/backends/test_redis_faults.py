@@ -42,7 +42,9 @@ from oram.testing.servers import Server, free_port, redis_server
 from oram.types import I64, U8
 
 #: Flushing at each write would take most of the time of these tests, and none of them cuts the power.
-pytestmark = pytest.mark.filterwarnings("ignore:appendfsync:oram.errors.BackendWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:appendfsync:oram.errors.BackendWarning", "ignore:min-replicas:oram.errors.BackendWarning"
+)
 
 SHAPE = RegionShape(64, 200)
 ALL = np.arange(SHAPE.slots)
@@ -572,7 +574,10 @@ def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
 def test_replicas_that_are_not_asked(pair: tuple[Server, Server]) -> None:
     with pytest.warns(BackendWarning, match="not asked"):
         RedisBackend(pair[0].url(query="replicas=0")).close()
-    with warnings.catch_warnings():
+    with pytest.warns(BackendWarning, match="min-replicas-to-write"):
+        RedisBackend(pair[0].url()).close()
+    with contextlib.closing(admin(pair[0])) as client, warnings.catch_warnings():
+        client.config_set("min-replicas-to-write", 1)
         warnings.simplefilter("error")
         RedisBackend(pair[0].url()).close()
 

@@ -717,6 +717,10 @@ class RedisBackend(XorBackend):
             troubles.append(
                 "appendfsync is not always: a loss of power takes the last writes back, and with them the store"
             )
+        if told(b"connected_slaves", b"0") != b"0" and told(b"min-replicas-to-write") == b"0":
+            troubles.append(
+                "min-replicas-to-write is 0 and there are replicas: the server takes writes that none of them has"
+            )
         if told(b"connected_slaves", b"0") != b"0" and not self._replicas:
             troubles.append(
                 "there are replicas, which are not asked what they have (WAIT): a failover may take acknowledged writes back"
