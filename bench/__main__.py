@@ -52,7 +52,9 @@ def main() -> None:
         kept = json.loads(path.read_text())["rows"] if path.exists() else []  # of groups measured earlier that day
         measured = {row.name for row in rows}
         kept = [row for row in kept if row["name"] not in measured] + [asdict(row) for row in rows]
-        path.write_text(json.dumps({"machine": where, "rows": kept}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({"machine": where, "rows": kept}, indent=1, default=lambda value: value.item()) + "\n"
+        )
         console.print(f"kept in {path}")
 
 

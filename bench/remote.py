@@ -219,7 +219,7 @@ def slow_link(quick: bool) -> Iterator[Row]:
                         times.append(time.perf_counter() - start)
                         online.append(trace.bytes_read / B)
                     trips = trace.round_trips
-                p50, p99 = np.quantile(times, [0.5, 0.99]) * 1e3
+                p50, p99 = (1e3 * float(each) for each in np.quantile(times, [0.5, 0.99]))
                 name = f"get over {delay * 1e3:.0f} ms, B={B}: {scheme}"
                 note = f"p99 {p99:.1f} ms; round trips an access: {trips}"
                 yield Row(name, p50, delay * 1e3, "ms", p50 / delay / 1e3, "<= 1.2", p50 <= 1.2e3 * delay, note)
