@@ -6,11 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py oram/kernels/build.py $(wildcard csrc/*)
-WORKERS ?= 2
+WORKERS ?= 3
 STRICT_C := -std=c11 -O2 -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wstrict-prototypes -Wundef -Werror -Icsrc
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
 
-.PHONY: setup demo test check lint types layers c-check pytest pytest-native pytest-reference sanitize bench docs format clean
+.PHONY: setup demo test check lint types layers c-check pytest pytest-native pytest-reference thorough sanitize bench docs format clean
 
 setup: $(VENV)/.installed
 
@@ -62,6 +62,10 @@ pytest-native: setup
 
 pytest-reference: setup
 	ORAM_KERNELS=reference HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n $(WORKERS) -q tests -m "not one_kernel"
+
+# Every test over both kernel sets, which CI does not wait for (half an hour).
+thorough: lint types layers c-check pytest-native sanitize
+	ORAM_KERNELS=reference HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n $(WORKERS) -q tests
 
 # The kernel tests over C built with ASan and UBSan.
 sanitize: setup

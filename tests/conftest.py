@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,31 @@ from hypothesis import HealthCheck, settings
 ONE_KERNEL = {"backends", "docs", "kernels", "test_trace.py"}
 ONE_KERNEL |= {"test_failover.py", "test_failover_crash.py", "test_remote.py", "test_server_log.py", "test_shards.py"}
 
+#: Crashes, failures, changed slots and worlds of every kind: about the engine and the journal, which are the same over either kernel set, while
+#: the sets agree bit for bit by the tests in `kernels`. All of them run over the native kernels, and every fifth case over the second
+#: set, which leaves out no scheme, place or operation. `make thorough` runs all over both.
+EVERY_FIFTH = {
+    "test_crash.py",
+    "test_kill.py",
+    "test_failing_steps.py",
+    "test_slots.py",
+    "test_state.py",
+    "test_what_the_server_sees.py",
+    "test_whole.py",
+    "test_worlds.py",
+    "test_kinds.py",
+}
+STRIDE = 5
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
+    here, turns = Path(__file__).parent, Counter[str]()
     for item in items:
+        if item.path.name in EVERY_FIFTH:
+            case = item.nodeid.partition("[")[0]
+            if turns[case] % STRIDE:
+                item.add_marker(pytest.mark.one_kernel)
+            turns[case] += 1
         place = item.path.relative_to(here).parts
         # Evidence of Cuckoo knows the pairs of the reference kernel, and sees to it that this one runs.
         pinned = place[0] == "evidence" and "cuckoo" in item.nodeid
