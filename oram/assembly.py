@@ -13,7 +13,7 @@ from oram import kernels
 from oram.backends import Backend, Capability, RegionShape, SlotWrite, XorBackend
 from oram.directory import Directory
 from oram.engine import CLOCK_SIZE, Durability, Engine
-from oram.errors import BackupError, IntegrityError, ParameterError, UncleanShutdownError
+from oram.errors import BackupError, IntegrityError, ParameterError, TookEffectError, UncleanShutdownError
 from oram.journal import HEADER, Journal, Meta, entries_of
 from oram.kernels.base import Keys
 from oram.keys import Credential, Header, Keyring
@@ -193,7 +193,10 @@ def fresh(site: Site, header: Header, incarnation: int, durability: Durability) 
 
 
 def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old: int | None) -> None:
-    """Make a fresh incarnation the store, in one transaction of the state file; then forget the old one."""
+    """Make a fresh incarnation the store, in one transaction of the state file; then forget the old one.
+
+    Whoever is told that this failed believes that there is the old one still. So what fails after the transaction is TookEffectError.
+    """
     journal = engine.journal
     joint = site.file.shared is site.backend
     writes: list[SlotWrite] = [engine.tick(engine.sequence), site.header_write(header_blob)]
@@ -208,12 +211,17 @@ def install(site: Site, engine: Engine, header_blob: bytes, *, empty: bool, old:
         journal.begin(engine.growth, puts=puts, writes=now)
     else:
         engine.checkpoint(puts=puts, deletes=deletes, writes=now)
-    if not joint:
-        site.backend.write_all(writes[1:])
-    engine.settle()
-    site.backend.replicate()
-    engine.whole()
-    site.drop_all_but(journal.incarnation)
+    try:
+        if not joint:
+            site.backend.write_all(writes[1:])
+        engine.settle()
+        site.backend.replicate()
+        engine.whole()
+        site.drop_all_but(journal.incarnation)
+    except IntegrityError:
+        raise
+    except Exception as error:
+        raise TookEffectError("it took effect; what had to be done behind it failed: open the store again") from error
 
 
 def _names_another(blob: bytes | None, header: Header) -> bool:

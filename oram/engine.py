@@ -14,13 +14,14 @@ after a crash is a function of the log: the very same slots again, whatever is a
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 import numpy as np
 
-from oram.backends.base import Backend, BufferBackend, Capability, Slots, SlotWrite
+from oram.backends.base import Backend, BufferBackend, Capability, RegionShape, Slots, SlotWrite
 from oram.directory import Directory
 from oram.errors import (
     BackendUnavailableError,
@@ -37,8 +38,10 @@ from oram.schemes.base import Access, Outcome, Scheme
 from oram.state import Pieces, piece_size
 from oram.types import I64, U8
 
+_NUMBER = re.compile(r"[0-9]{1,9}")  # of an incarnation; a server can call a region anything
 CLOCK_SIZE = 64  # bytes of a slot of the clock
 KEPT = 64  # write-backs that are journaled because a failover could take them back, at most
+_LOST = "the connection broke in the middle of a load, and a part of it is lost"
 _OLDER = "the server's part of the store is older than the client state"
 GENERATION_BLOCKS = 1 << 38  # AES blocks under one key: advantage below 2^-50 by draft-irtf-cfrg-aead-limits
 
@@ -84,6 +87,7 @@ class Engine:
         self._exposed = False  # it was written, and may not have been made durable
         self._reached: int | None = None  # the last access whose write-back the server was given, once that is known
         self._mending = threading.RLock()  # which one repair in the middle of another takes again
+        self.regions = {**scheme.regions(), clock: RegionShape(scheme.shards, CLOCK_SIZE)}
         self._building = False  # a new incarnation, of which the journal says nothing yet
         self._witness: dict[
             int, SlotWrite
@@ -153,6 +157,7 @@ class Engine:
     def build(self) -> None:
         """What is put from now on is a new incarnation, until it is whole."""
         self._building = True
+        self._check_regions()  # a failover may have taken back one that was declared ahead of the others
 
     def put(self, write: SlotWrite) -> None:
         """Write at once, what no journal has."""
@@ -378,6 +383,7 @@ class Engine:
             return
         try:
             with self._mending:  # several shards may connect anew at the same time
+                self._check_regions()
                 if self._building or not self._logged:
                     self._check_witness(part)
                 elif self._reached is not None:
@@ -387,8 +393,17 @@ class Engine:
                     lost = range(min(clocks) + 1, self.sequence + 1)
                     if lost:
                         self._write_again(self._journaled(lost), shard)
+        except BackendUnavailableError:
+            raise  # the backend calls again before anything else, and the repair begins anew
         except BaseException as error:  # a repair that is half done must not be taken for a whole one
             raise self.fail(error) from error.__cause__
+
+    def _check_regions(self) -> None:
+        there = self.backend.regions()
+        if any(there.get(region) != shape for region, shape in self.regions.items()):
+            if self._building:
+                raise self.fail(BackendUnavailableError(_LOST))
+            raise RollbackError("the server came back without regions that the store had")
 
     def _check_witness(self, part: int) -> None:
         """Raise unless the server has the last slot that it was given, and so all before it: what a failover takes back is the end of what was written.
@@ -403,7 +418,7 @@ class Engine:
         if part not in self._witness:
             return
         if self._building:
-            raise BackendUnavailableError("the connection broke in the middle of a load, and a part of it is lost")
+            raise self.fail(BackendUnavailableError(_LOST))
         raise RollbackError(_OLDER)
 
     def _last_slot(self, writes: Sequence[SlotWrite], part: int) -> SlotWrite | None:
@@ -445,8 +460,8 @@ class Engine:
     def _replaced(self) -> bool:
         """Whether the server has a later incarnation of the store."""
         kind, mine = self._clock.split(".")
-        clocks = [region.split(".") for region in self.backend.regions() if region.startswith(kind + ".")]
-        return any(number.isdecimal() and int(number) > int(mine) for _, number in clocks)
+        clocks = [region.partition(".")[2] for region in self.backend.regions() if region.startswith(kind + ".")]
+        return any(_NUMBER.fullmatch(number) and int(number) > int(mine) for number in clocks)
 
     # --- checkpoints and scans
 

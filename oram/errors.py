@@ -33,6 +33,7 @@ __all__ = [
     "StoreExistsError",
     "StoreLockedError",
     "StoreNotFoundError",
+    "TookEffectError",
     "UncleanShutdownError",
     "ValueTooLargeError",
     "WrongKeyError",
@@ -107,6 +108,14 @@ class BackendAccessError(BackendError):
 
 class BackendReadOnlyError(BackendError):
     """The server takes no writes: it is a replica, has too few of them, or cannot save. Nothing was written."""
+
+
+class TookEffectError(BackendError):
+    """What was asked for took effect, and something behind it failed: its cause. The handle is closed.
+
+    Raised by what replaces the whole store (``create``, ``restore``, ``load``, ``clear``, ``rekey``), after the switch. Open the store, with the
+    new key if that was changed: it holds what it was to hold.
+    """
 
 
 class FencedError(BackendError):

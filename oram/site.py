@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -64,8 +64,11 @@ def _shards_in(state: str | os.PathLike[str], *, sync: bool) -> int:
 
 
 def _header_in(backend: Backend) -> bytes | None:
-    if HEADER_REGION not in backend.regions():
+    shape = backend.regions().get(HEADER_REGION)
+    if shape is None:
         return None
+    if shape != HEADER_SHAPE:  # before as much memory is taken as a server says
+        raise IntegrityError("the header is damaged")
     slot = backend.read(HEADER_REGION, _FIRST)
     return slot.data[0].tobytes() if slot.present[0] else None
 
@@ -161,13 +164,15 @@ class Site:
             if dot and kind in REGIONS and number != str(incarnation):
                 self.backend.drop(region)
 
-    def copy_to(self, path: Path, puts: list[tuple[bytes, bytes]]) -> None:
-        """Copy slots and client state to a new LMDB directory, with ``puts`` in place of the entries of that name."""
+    def copy_to(self, path: Path, regions: Collection[str], puts: list[tuple[bytes, bytes]]) -> None:
+        """Copy the slots of these regions, the header's, and the client state to a new LMDB directory, with ``puts`` in place of the entries of that name."""
         target = Site(f"lmdb:{path}", None, sync=True, create=True)
         try:
             if target.file.get(HEADER) is not None:
                 raise StoreExistsError("there is a store at this place already")
             for region, shape in self.backend.regions().items():
+                if region not in regions and region != HEADER_REGION:  # a server can declare any
+                    continue
                 target.backend.allocate(region, shape)
                 step = max(1, COPY_BYTES // shape.slot_size)
                 for first in range(0, shape.slots, step):

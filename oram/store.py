@@ -888,7 +888,7 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
             old.retire()
             self._engine, self._header = new, header
         except BaseException as error:
-            raise old.fail(error) from None
+            raise old.fail(error) from error.__cause__
         if full:  # found out before, raised after: it costs the same
             raise CapacityError("more items than the store has capacity for")
 
@@ -948,7 +948,11 @@ class ObliviousStore(MutableMapping[bytes, bytes]):
         with self._gate():
             self._engine.check()
             self._engine.flush()
-            self._site.copy_to(Path(os.fspath(path).removeprefix("lmdb:")), [self._engine.journal.mark_backup()])
+            self._site.copy_to(
+                Path(os.fspath(path).removeprefix("lmdb:")),
+                self._engine.regions,
+                [self._engine.journal.mark_backup()],
+            )
 
     def close(self) -> None:
         """Leave the store so that it can be opened again. Idempotent. In a child of a fork it only lets go: the parent has the store.

@@ -15,6 +15,7 @@ Exit codes, which scripts may rely on:
     10   anything else
     11   the server cannot be reached, or does not answer
     12   the server refuses the user or the password, or does not permit the user this
+    13   it took effect, and something behind it failed: the next command finds it done (after rekey: with the new key)
     130  interrupted
     141  whoever read the output went away; no message
 

@@ -8,7 +8,7 @@ from oram import errors
 
 __all__ = ["CLOSED", "CODES", "INTERRUPTED", "InputError", "StoppedError", "explain", "one_line"]
 
-USAGE, PLACE, KEY, INTEGRITY, LOCKED, BACKEND, SIZE, BACKUP, OTHER, UNAVAILABLE, ACCESS = range(2, 13)
+USAGE, PLACE, KEY, INTEGRITY, LOCKED, BACKEND, SIZE, BACKUP, OTHER, UNAVAILABLE, ACCESS, TOOK_EFFECT = range(2, 14)
 INTERRUPTED = 130
 CLOSED = 141  # as if SIGPIPE had ended the program
 
@@ -38,6 +38,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.FencedError, LOCKED),
     (errors.BackendUnavailableError, UNAVAILABLE),
     (errors.BackendAccessError, ACCESS),
+    (errors.TookEffectError, TOOK_EFFECT),
     (errors.BackendError, BACKEND),
     (errors.CapacityError, SIZE),
     (errors.KeyTooLargeError, SIZE),

@@ -116,7 +116,8 @@ class ReplicatedBackend(RemoteBackend):
         super().__init__(inner, delay)
         self._memory = inner
         self.lagging, self.calls = False, 0
-        self._undo: list[list[tuple[str, I64, Slots]]] = []  # what each call replaced that the replica has not heard of
+        # What each call replaced that the replica has not heard of: slots, or nothing where it declared the region.
+        self._undo: list[list[tuple[str, I64, Slots] | str]] = []
         self._check: Callable[[int], None] | None = None
         self._checked = True  # the check of the latest connection went well
         self._plan: dict[int, tuple[bool, int]] = {}
@@ -142,7 +143,11 @@ class ReplicatedBackend(RemoteBackend):
 
     def _lose(self, lost: int) -> None:
         for _ in range(min(lost, len(self._undo))):
-            for region, indices, old in reversed(self._undo.pop()):
+            for change in reversed(self._undo.pop()):
+                if isinstance(change, str):
+                    self._memory.drop(change)
+                    continue
+                region, indices, old = change
                 if region not in self._memory.regions():
                     continue  # dropped since, and by nothing that needs it again
                 now = self._memory.buffer(region)
@@ -176,6 +181,17 @@ class ReplicatedBackend(RemoteBackend):
     def _note(self, writes: Sequence[SlotWrite]) -> None:
         if writes:
             self._undo.append([(w.region, w.indices.copy(), self._memory.read(w.region, w.indices)) for w in writes])
+
+    def allocate(self, region: str, shape: RegionShape) -> None:
+        if region in self._memory.regions():  # its client knows, and asks nobody
+            self.inner.allocate(region, shape)
+            return
+
+        def declare() -> None:
+            super(ReplicatedBackend, self).allocate(region, shape)
+            self._undo.append([region])
+
+        self._made(declare)
 
     def read(self, region: str, indices: I64) -> Slots:
         return self._made(lambda: super(ReplicatedBackend, self).read(region, indices))

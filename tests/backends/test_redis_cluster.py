@@ -18,7 +18,6 @@ from typing import Any
 import hiredis
 import numpy as np
 import pytest
-from redis._parsers import BaseParser
 
 import oram
 from oram.backends import Backend, RedisBackend, RedisOptions, RegionShape, SlotRead, SlotWrite, open_url
@@ -135,7 +134,10 @@ def replicated(backend: RedisBackend) -> None:
 
 
 def reply(text: str) -> Exception:
-    error: Exception = BaseParser.parse_error(text)  # type: ignore[no-untyped-call]
+    reader = hiredis.Reader()
+    reader.feed(b"-%s\r\n" % text.encode())
+    error = reader.gets()
+    assert isinstance(error, Exception)
     return error
 
 
@@ -527,13 +529,13 @@ def test_a_drop_goes_along(cluster: Cluster, name: str, monkeypatch: pytest.Monk
         backend.write("big", np.arange(400), rows(1, 400, 8))
         trip, scans = backend._link.trip, 0
 
-        def moving(commands: list[bytes]) -> list[Any]:
+        def moving(commands: list[bytes], expected: int = 0) -> list[Any]:
             nonlocal scans
             scans += any(b"SCAN" in command for command in commands)
             if scans == 3:
                 scans += 1
                 Move(cluster, name).finish()
-            return trip(commands)
+            return trip(commands, expected)
 
         monkeypatch.setattr(backend._link, "trip", moving)
         backend.drop("big")
@@ -549,8 +551,8 @@ def answering(backend: RedisBackend, monkeypatch: pytest.MonkeyPatch, answer: Ca
     """Replace replies of the server by ``answer()``, where that is something."""
     trip = backend._link.trip
 
-    def spoilt(commands: list[bytes]) -> list[Any]:
-        replies = trip(commands)
+    def spoilt(commands: list[bytes], expected: int = 0) -> list[Any]:
+        replies = trip(commands, expected)
         instead = answer()
         return replies if instead is None else [instead] * len(replies)
 

@@ -404,17 +404,14 @@ def test_an_interrupt_in_a_reply(shared: Server, name: str, monkeypatch: pytest.
     """The replies that are still to come are not taken for those of the next call."""
     with RedisBackend(shared.url(name)) as backend:
         data = filled(backend)
-        parser = backend._link._wire._get_parser()
-        take = parser.read_response
-        left = [2]
+        wire = backend._link._wire
+        receive = wire._receive
 
-        def interrupted(decode: bool) -> object:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-            return take(decode)
+        def interrupted(end: float) -> int:
+            receive(end)
+            raise KeyboardInterrupt
 
-        monkeypatch.setattr(parser, "read_response", interrupted)
+        monkeypatch.setattr(wire, "_receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             backend.write("tree", slots(5), rows(5, 1))
         monkeypatch.undo()

@@ -448,7 +448,7 @@ def test_every_error_of_the_library_has_its_code() -> None:
         "FencedError": 6, "ForkedStoreError": 10, "HandleError": 10, "IntegrityError": 5, "KeyTooLargeError": 8, "KeyTypeError": 2,
         "MissingKeyError": 1, "OramError": 10, "ParameterError": 2, "PoisonedError": 5, "RollbackError": 5, "ShardOverflowError": 10, "StaleStateError": 5,
         "StashOverflowError": 10, "StateMissingError": 3, "StoreClosedError": 10, "StoreExistsError": 3, "StoreLockedError": 6, "StoreNotFoundError": 3,
-        "UncleanShutdownError": 9, "ValueTooLargeError": 8, "WrongKeyError": 4,
+        "TookEffectError": 13, "UncleanShutdownError": 9, "ValueTooLargeError": 8, "WrongKeyError": 4,
     }  # fmt: skip
     kinds = {name: getattr(errors, name) for name in errors.__all__}
     warned = {name for name, kind in kinds.items() if issubclass(kind, Warning)}

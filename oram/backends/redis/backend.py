@@ -31,12 +31,14 @@ from oram.backends.base import (
     check_write,
 )
 from oram.backends.redis.keys import CHUNK_BYTES, Names, Region
-from oram.backends.redis.link import Link
+from oram.backends.redis.link import Link, Turns
 from oram.backends.redis.options import Credentials, RedisOptions
 from oram.backends.redis.replies import (
     BrokenError,
+    BusyError,
     array,
     damaged,
+    failure,
     integer,
     overlay,
     pairs,
@@ -45,8 +47,9 @@ from oram.backends.redis.replies import (
     strings,
     taken_by,
 )
-from oram.backends.redis.wire import EXEC, MULTI, missing, pack, redis
+from oram.backends.redis.wire import EXEC, MULTI, missing, pack
 from oram.errors import (
+    BackendAccessError,
     BackendError,
     BackendReadOnlyError,
     BackendUnavailableError,
@@ -66,6 +69,15 @@ T = TypeVar("T")
 #: Keys deleted by one command: below a millisecond of the server's time.
 _SWEEP = 1000
 
+#: Seconds after which the slots of a dropped region are left to the next opening.
+_SWEEPING = 60.0
+
+#: Regions that a store may have: a few for each of its incarnations, of which there are two at most.
+_MAX_REGIONS = 1024
+
+#: Bytes of a reply besides each slot in it.
+_REPLY = 32
+
 #: The longest value a server takes, unless told otherwise.
 _MAX_VALUE = 512 << 20
 
@@ -81,7 +93,7 @@ _ASK, _PATIENCE = 8, 50
 #: Times that a transaction is made again because somebody touched the lease without taking it.
 _ATTEMPTS = 5
 
-_RECORD = re.compile(rb"(\d{1,10}) (\d{1,19}) (\d{1,19})")
+_RECORD = re.compile(rb"(\d{1,10}) (\d{1,18}) (\d{1,9})")
 _NO_INDICES = np.empty(0, np.int64)
 
 
@@ -127,6 +139,7 @@ class RedisBackend(XorBackend):
         self.options = where
         self._names = Names(where.name)
         self._regions: dict[str, Region] = {}
+        self._leaving: set[str] = set()  # of these, those that may be gone already
         self._lock = threading.RLock()
         self._closed, self._pid = False, os.getpid()
         self._token: bytes | None = None  # of our lease
@@ -136,6 +149,8 @@ class RedisBackend(XorBackend):
         self._at_risk = 0  # transactions since the replicas were last known to have all of them
         self._verify: Callable[[int], None] | None = None  # to be called on each new connection
         self._verified = True  # it was
+        self._verifying = False  # it is being called just now
+        self._breaks: list[BrokenError | BackendReadOnlyError] = []  # what came in between
         self._wrote = False  # this connection wrote, so that WAIT says something about it
         self._armed = False  # the server watches the lease for us, and we saw that it is as `_token` says
         self._fenced = False
@@ -160,8 +175,9 @@ class RedisBackend(XorBackend):
         check_region(region, shape)
         if shape.slot_size > _MAX_VALUE:
             raise BackendError(f"a slot has at most {_MAX_VALUE} bytes on this backend")
-        if region not in self._regions:
+        if region not in self._regions or region in self._leaving:
             self._call(partial(self._declare, region, shape))
+            self._leaving.discard(region)
         declared = self._regions[region].shape
         if declared != shape:
             raise BackendError(f"region {region!r} is there with {declared.slots} x {declared.slot_size} bytes")
@@ -181,27 +197,38 @@ class RedisBackend(XorBackend):
         """As the base class says. The region is gone at once, also in a crash; then its slots are deleted, a thousand at a time."""
         self._check()
         with self._lock:
-            known = self._regions.pop(region, None)  # first: a new connection must not miss it
+            known = self._regions.get(region)
             if known is None:
                 return
-            forget = pack(b"HDEL", self._names.regions, region.encode())
-            remember = pack(b"HSET", self._names.dropped, b"%d" % known.number, b"%d" % known.shape.slots)
+            self._leaving.add(region)  # first: a new connection must not miss it
             try:
-                self._call(partial(self._transact, [forget, remember]))
+                self._call(partial(self._forget, region, known))
             except (BackendError, StoreLockedError) as error:
-                if not isinstance(error, BackendUnavailableError):  # else it may be gone, and the next connection tells
-                    self._regions[region] = known
+                if not isinstance(error, BackendUnavailableError):  # else it may be gone
+                    self._leaving.discard(region)
                 raise
+            self._leaving.discard(region)
             self._sweep(known)
 
+    def _forget(self, region: str, known: Region) -> None:
+        forget = pack(b"HDEL", self._names.regions, region.encode())
+        remember = pack(b"HSET", self._names.dropped, b"%d" % known.number, b"%d" % known.shape.slots)
+        self._transact([forget, remember])
+        self._regions.pop(region, None)
+
     def _sweep(self, known: Region) -> None:
-        """Delete the slots of a dropped region. Its number is never given out again, so that this can be done over and over."""
+        """Delete the slots of a dropped region, or as many as there is time for: a later opening goes on. Its number is never given out again, so that
+        this can be done over and over; and nobody waits for as many slots as a server may say that there are.
+        """
+        end = time.monotonic() + _SWEEPING
         (size,) = self._call(partial(self._ask, [pack(b"DBSIZE")]))
         # whichever is less: all keys that are there, or all slots that could be
         chunks = self._found(known) if integer(size) < known.shape.slots else known.chunks(_SWEEP)
         for keys in chunks:
             if keys:
                 self._call(partial(self._transact, [pack(b"UNLINK", *keys)]))
+            if time.monotonic() >= end:
+                return
         self._call(partial(self._transact, [pack(b"HDEL", self._names.dropped, b"%d" % known.number)]))
 
     def _found(self, known: Region) -> Iterator[list[bytes]]:
@@ -218,10 +245,15 @@ class RedisBackend(XorBackend):
                 return
 
     def _load(self) -> None:
-        """Read the regions' shapes. RollbackError where this client owns the store and the server has not what it had."""
+        """Read the regions' shapes. RollbackError where this client owns the store, the server has not what it had, and nobody else looks for it
+        (``on_reconnect``).
+        """
         (reply,) = self._ask([pack(b"HGETALL", self._names.regions)])
         found: dict[str, Region] = {}
-        for name, record in pairs(reply):
+        records = pairs(reply)
+        if len(records) > _MAX_REGIONS:
+            raise damaged()
+        for name, record in records:
             if not name:
                 continue
             match = _RECORD.fullmatch(record)
@@ -232,7 +264,8 @@ class RedisBackend(XorBackend):
             except (UnicodeDecodeError, BackendError):
                 raise damaged() from None
             found[region] = Region.of(self._names, number, shape)
-        if self._token is not None and any(found.get(region) != known for region, known in self._regions.items()):
+        missed = {region for region, known in self._regions.items() if found.get(region) != known} - self._leaving
+        if self._token is not None and missed and (self._verify is None or missed & found.keys()):
             raise RollbackError("the server came back without regions that the store had")
         self._regions = found
 
@@ -268,7 +301,8 @@ class RedisBackend(XorBackend):
         done: list[Any] = []
         if puts or folds:
             gets = known.gets(indices)
-            head, done = self._call(partial(self._pipeline, gets, puts + folds))
+            expected = (indices.size + len(which)) * (size + _REPLY)
+            head, done = self._call(partial(self._pipeline, gets, puts + folds, expected))
         else:
             head = self._call(partial(self._fetch, known, indices)) if indices.size else []
         data, present = rows(head, indices.size, size)
@@ -308,9 +342,10 @@ class RedisBackend(XorBackend):
 
     def _fetch(self, known: Region, indices: I64) -> list[Any]:
         """A read and nothing else. The owner looks at the lease in the same command: what it reads after it lost it would seem changed."""
+        expected = indices.size * (known.shape.slot_size + _REPLY)
         if self._token is None:
-            return self._ask(known.gets(indices))
-        replies = self._ask(known.gets(indices, self._names.lease))
+            return self._ask(known.gets(indices), expected)
+        replies = self._ask(known.gets(indices, self._names.lease), expected)
         last = array(replies[-1])
         if not last or last.pop() != self._token:
             self._doubt()
@@ -383,7 +418,8 @@ class RedisBackend(XorBackend):
                 raise StoreLockedError("another store handle has this backend")
             token = secrets.token_hex(16).encode()
             self._call(self._look_again)
-            self._at_risk = 0
+            # Whoever had the store before, perhaps over this very connection, may have left writes that no replica has.
+            self._at_risk = int(self._replicas > 0)
             self._fence = self._call(partial(self._take, token))
             self._token, self._fenced, self._armed = token, False, False
             try:
@@ -527,8 +563,9 @@ class RedisBackend(XorBackend):
 
     # Round trips
 
-    def _pipeline(self, before: list[bytes], commands: list[bytes]) -> tuple[list[Any], list[Any]]:
+    def _pipeline(self, before: list[bytes], commands: list[bytes], expected: int = 0) -> tuple[list[Any], list[Any]]:
         """Commands in a transaction that takes place only while the lease is as this client knows it; ``before`` ahead of it. One round trip.
+        expected: bytes of the slots that come back.
 
         Returns both lots of replies, none of them an error.
         """
@@ -541,7 +578,7 @@ class RedisBackend(XorBackend):
             # that has written nothing, where WAIT says nothing, and not of a server that may have lost writes.
             due = self._replicas and self._at_risk and self._at_risk % _ASK == 0 and self._wrote and self._verified
             ask = [names.wait(self._replicas, _PATIENCE)] if due else []
-            replies = self._link.trip([*ask, *before, MULTI, *commands, EXEC, names.watch, names.holder])
+            replies = self._link.trip([*ask, *before, MULTI, *commands, EXEC, names.watch, names.holder], expected)
             if ask:
                 self._heard(replies.pop(0))
             done, watched, holder = replies[-3:]
@@ -567,93 +604,117 @@ class RedisBackend(XorBackend):
             raise BrokenError("the store's lease was touched")
 
     def _heard(self, reply: Any) -> None:
-        """What a WAIT said: how many replicas have all that this connection had written before it, which began by renewing the lease."""
-        refuse([reply])
-        if self._wrote and integer(reply) >= self._replicas:
+        """What a WAIT said: how many replicas have all that this connection had written before it, which began by renewing the lease.
+
+        An error says nothing about that: one that stepped down refuses to be asked, and what comes behind it says where its successor is.
+        """
+        if not isinstance(reply, Exception) and self._wrote and integer(reply) >= self._replicas:
             self._at_risk = 0
 
     def _await(self) -> None:
         if self._token is not None and not self._wrote:
             self._renew()
-        (reply,) = self._ask([self._names.wait(self._replicas, int(500 * self.options.timeout))])
+        wait = self._names.wait(self._replicas, int(500 * self.options.timeout))
+        reply, holder = self._link.trip([wait, self._names.holder])
+        refuse([holder])  # that of a node which has the store no longer says where it is
         self._heard(reply)
         if self._at_risk:
+            if isinstance(reply, Exception) and isinstance(found := failure(reply), BackendAccessError):
+                raise found
             raise BackendReadOnlyError(f"fewer than {self._replicas} replicas have the latest writes")
 
     def _transact(self, commands: list[bytes]) -> list[Any]:
         return self._pipeline([], commands)[1]
 
-    def _ask(self, commands: list[bytes]) -> list[Any]:
-        """Commands in one round trip; none of the replies is an error."""
-        replies = self._link.trip(commands)
+    def _ask(self, commands: list[bytes], expected: int = 0) -> list[Any]:
+        """Commands in one round trip; none of the replies is an error. expected: bytes of the slots that come back."""
+        replies = self._link.trip(commands, expected)
         refuse(replies)
         return replies
 
     def _call(self, work: Callable[[], T], retry: float | None = None, *, verify: bool = True) -> T:
         """Run ``work``, which may run again over a new connection where this one breaks: see the head of this module.
 
-        verify: whether now is the time for what ``on_reconnect`` asked for; else the next call does it.
+        verify: whether now is the time for what ``on_reconnect`` asked for; else the next call does it. What that calls is part of the call that
+        it interrupts: it does not connect again, nor wait, by itself.
         """
         self._check()  # before the lock, which somebody may have held at a fork
         with self._lock:
             if self._closed or self._fenced:
                 self._check()
                 raise FencedError("another client took the store over: close this handle")
-            link, patience = self._link, self.options.retry if retry is None else retry
-            link.tried.clear()
-            trouble: BrokenError | BackendReadOnlyError
-            try:
-                return self._attempt(work, time.monotonic() + patience, verify)
-            except (BrokenError, BackendReadOnlyError) as error:
-                trouble = error
-            end, failures = time.monotonic() + patience, 0
-            backoff = redis.backoff.ExponentialWithJitterBackoff(cap=2.0, base=0.02)
+            if self._verifying:
+                return self._once(work)
+            turns = Turns(self._link, self.options.retry if retry is None else retry)
             while True:
-                if not link.follow(trouble):
-                    left = end - time.monotonic()
-                    if left <= 0:
-                        break
-                    failures += 1
-                    time.sleep(min(backoff.compute(failures), left))
-                    link.tried.clear()
                 try:
-                    return self._attempt(work, end, verify)
+                    return self._attempt(work, turns.end, verify)
                 except (BrokenError, BackendReadOnlyError) as error:
                     trouble = error
+                if not turns.another(trouble):
+                    break
             if isinstance(trouble, BrokenError):
-                raise BackendUnavailableError(f"no answer from {self.options.url}: {trouble.reason}")
+                raise self._unavailable(trouble)
             raise trouble
+
+    def _unavailable(self, trouble: BrokenError) -> BackendUnavailableError:
+        return BackendUnavailableError(f"no answer from {self.options.url}: {trouble.reason}")
 
     def _attempt(self, work: Callable[[], T], until: float, verify: bool) -> T:
         """Run ``work``, where necessary over a new connection; no further node is tried for that after ``until``."""
         if not self._link.up:
-            self._armed = self._verified = self._wrote = False
-            self._link.connect(until)
-            try:
-                self._inspect()
-                self._load()
-                # Not fewer than at first: that one is cut off does not mean that it will not take over.
-                self._count(self._replicas)
-                if self._token is not None:
-                    self._arm()
-                    # What was sent over an earlier connection may still be on its way, and would put old slots over newer ones. It is in a
-                    # transaction that looks at the lease, and that fails once the lease is touched.
-                    self._renew()
-            except BaseException:
-                self._link.drop()  # it must not be used before all of this went well
-                raise
-            self._link.found = True
+            self._connect(until)
         if self._token is not None and time.monotonic() >= self._renew_at:
             self._renew()
-        if verify and not self._verified:
-            self._verified = True  # first: it calls this backend
-            try:
-                if self._verify is not None:
-                    self._verify(0)
-            except BaseException:
-                self._verified = False
-                raise
+        if not self._verified and verify:
+            self._look_over()
         return work()
+
+    def _connect(self, until: float) -> None:
+        self._armed = self._verified = self._wrote = False
+        self._link.connect(until)
+        try:
+            self._inspect()
+            self._load()
+            # Not fewer than at first: that one is cut off does not mean that it will not take over.
+            self._count(self._replicas)
+            if self._token is not None:
+                self._arm()
+                # What was sent over an earlier connection may still be on its way, and would put old slots over newer ones. It is in a
+                # transaction that looks at the lease, and that fails once the lease is touched.
+                self._renew()
+        except BaseException:
+            self._link.drop()  # it must not be used before all of this went well
+            raise
+        self._link.found = True
+
+    def _look_over(self) -> None:
+        """Do what ``on_reconnect`` asked for on a new connection. If that breaks, too, the next one begins it anew."""
+        self._verified = self._verifying = True  # first: it calls this backend
+        self._breaks.clear()
+        try:
+            if self._verify is not None:
+                self._verify(0)
+        except BaseException as error:
+            self._verified = False
+            if self._breaks and isinstance(error, BackendUnavailableError):
+                raise self._breaks[0] from None
+            raise
+        finally:
+            self._verifying = False
+
+    def _once(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on this connection or not at all."""
+        try:
+            if not self._link.up:
+                raise BrokenError("the connection broke")
+            return work()
+        except (BrokenError, BackendReadOnlyError) as error:
+            self._breaks.append(error)
+            if not isinstance(error, BusyError):
+                self._link.drop()
+            reason = error if isinstance(error, BrokenError) else BrokenError("the server takes no writes")
+        raise self._unavailable(reason)
 
     def _check(self) -> None:
         if self._closed:

@@ -19,14 +19,15 @@ from oram.backends.redis.replies import (
     failure,
     nodes_of,
 )
-from oram.backends.redis.wire import CLUSTER_SLOTS, joined, redis
+from oram.backends.redis.wire import CLUSTER_SLOTS, FloodError, Wire, pack, redis
 from oram.errors import BackendAccessError, BackendError, BackendReadOnlyError, HandleError, ParameterError
 
-__all__ = ["Link"]
+__all__ = ["Link", "Turns"]
 
 #: Nodes of a cluster that are asked before there is a pause.
 _ROUND = 8
 
+_NOT_LET_IN = "the server refused the user or the password, or wants some"
 _NO_DATABASE = re.compile(r"^(ERR )?(SELECT is not allowed|DB index is out of range)")
 
 
@@ -46,25 +47,19 @@ class Link:
         self.found = False  #: whether one of them led to the store
         self.tried: set[Address] = set()  #: nodes that are not to be asked again before the next pause
 
-    def _new(self, address: Address) -> Any:
+    def _new(self, address: Address) -> Wire:
         """A connection that is still to be made. The name in a certificate has to be ``address``'s."""
         options = self._options
-        arguments: dict[str, Any] = {
-            "db": options.db,
-            "socket_timeout": options.timeout,
-            "socket_connect_timeout": options.timeout,
-            "socket_read_size": 1 << 18,
-            "credential_provider": self._login if self._login.wanted else None,
-            "protocol": 2,
-            "driver_info": None,
-        }
+        arguments: dict[str, Any] = {"protocol": 2, "driver_info": None}
         kinds: Any = redis.connection
         if options.socket is not None:
-            return kinds.UnixDomainSocketConnection(path=options.socket, **arguments)
+            return Wire(kinds.UnixDomainSocketConnection, options.timeout, path=options.socket, **arguments)
         host, port = address
         if not options.tls:
-            return kinds.Connection(host=host, port=port, **arguments)
-        return kinds.SSLConnection(
+            return Wire(kinds.Connection, options.timeout, host=host, port=port, **arguments)
+        return Wire(
+            kinds.SSLConnection,
+            options.timeout,
             host=host,
             port=port,
             ssl_ca_certs=options.ca,
@@ -79,7 +74,7 @@ class Link:
     @property
     def up(self) -> bool:
         """Whether there is a connection, as far as is known."""
-        return bool(self._wire.is_connected)
+        return self._wire.up
 
     def connect(self, until: float) -> None:
         """Connect to the first node that answers. No further one is tried after ``until``, but next time, unless the store is still to be found."""
@@ -113,17 +108,30 @@ class Link:
         try:
             self._wire.connect()
         except Exception as error:  # of any kind: a hostile server can make redis-py stumble
-            if isinstance(error, redis.exceptions.ResponseError) and _NO_DATABASE.search(str(error)):
-                trouble: Exception = ParameterError(
-                    f"the server has no database {self._options.db} (one of a cluster has only 0, as a rule)"
-                )
-            else:
-                trouble = trouble_of(error)
+            trouble: Exception | None = trouble_of(error)
         else:
-            return
-        self.drop()
-        # Not inside the handler: a server can repeat the password in the text of its error.
-        raise trouble
+            trouble = self._greet()
+        if trouble is not None:
+            self.drop()
+            # Not inside a handler: a server can repeat the password in the text of its error.
+            raise trouble
+
+    def _greet(self) -> Exception | None:
+        """Say who we are, and which database is meant. Each by itself: a server answers nothing that comes ahead of the password."""
+        if self._login.wanted:
+            (reply,) = self.trip([pack(b"AUTH", *self._login.words())])
+            if isinstance(reply, Exception):
+                found = failure(reply)
+                return found if isinstance(found, BrokenError) else BackendAccessError(_NOT_LET_IN)
+        if self._options.db:
+            (reply,) = self.trip([pack(b"SELECT", b"%d" % self._options.db)])
+            if isinstance(reply, Exception):
+                if _NO_DATABASE.search(str(reply)):
+                    return ParameterError(
+                        f"the server has no database {self._options.db} (one of a cluster has only 0, as a rule)"
+                    )
+                return failure(reply)
+        return None
 
     def _learn(self) -> None:
         """Ask a node of a cluster for the others. It need not say: MOVED leads to the right one, and these are for the time when that one is dead."""
@@ -159,17 +167,13 @@ class Link:
     def _first(self, *addresses: Address) -> None:
         self._order = list(dict.fromkeys((*addresses[:MAX_NODES], *self._seeds)))
 
-    def trip(self, commands: list[bytes]) -> list[Any]:
-        """Send packed commands, and read a reply to each; an error reply is an exception among them."""
-        wire = self._wire
+    def trip(self, commands: list[bytes], expected: int = 0) -> list[Any]:
+        """Send packed commands, and read a reply to each; an error reply is an exception among them. expected: bytes of the slots that were asked for."""
         if self._busy:
             raise HandleError("this backend is in use by one of its own calls")
         try:
             self._busy = True
-            wire.send_packed_command(joined(commands), check_health=False)
-            # The parser itself: the connection's own method costs as much again, for each of the short replies of a transaction.
-            take = self._wire._get_parser().read_response
-            return [take(True) for _ in commands]
+            return self._wire.trip(commands, expected)
         except Exception as error:
             trouble = trouble_of(error)
         except BaseException:
@@ -182,11 +186,37 @@ class Link:
 
     def drop(self) -> None:
         """Close the connection, if any. In a child of the process that made it, its copy only."""
-        self._wire.disconnect()
+        self._wire.drop()
+
+
+class Turns:
+    """The attempts of one call: until when there are more, and how long to wait for the next.
+
+    There is one a call, and one clock: what a call does on its way makes no turns of its own.
+    """
+
+    def __init__(self, link: Link, patience: float) -> None:
+        self._link, self.end = link, time.monotonic() + patience
+        self._pauses = 0
+        link.tried.clear()
+
+    def another(self, trouble: BrokenError | BackendReadOnlyError) -> bool:
+        """Whether to call again, after waiting if need be. Raises what it is no use repeating."""
+        at_once = self._link.follow(trouble)
+        left = self.end - time.monotonic()
+        if at_once and (left > 0 or not self._pauses):  # who must not wait is led to the right node all the same
+            return True
+        if left <= 0:
+            return False
+        self._pauses += 1
+        backoff = redis.backoff.ExponentialWithJitterBackoff(cap=2.0, base=0.02)
+        time.sleep(min(backoff.compute(self._pauses), left))
+        self._link.tried.clear()
+        return True
 
 
 class Login:
-    """What redis-py asks for user and password; it has them while a connection is made, and no longer."""
+    """User and password; it has them while a connection is made, and no longer."""
 
     def __init__(self, credentials: Credentials | None) -> None:
         self._credentials = credentials
@@ -212,26 +242,22 @@ class Login:
     def forget(self) -> None:
         self._answer = ()
 
-    def get_credentials(self) -> tuple[str, ...]:
-        """The name is redis-py's."""
-        return self._answer
+    def words(self) -> list[bytes]:
+        """What AUTH says."""
+        return [word.encode() for word in self._answer]
 
 
 def trouble_of(error: Exception) -> Exception:
     """What to raise for an error of the connection."""
     kinds = redis.exceptions
-    if isinstance(error, kinds.AuthenticationError | kinds.AuthenticationWrongNumberOfArgsError):
-        return BackendAccessError("the server refused the user or the password, or wants some")
+    if isinstance(error, FloodError):
+        return BackendError("the server answered more than it was asked")
     if isinstance(error, kinds.ConnectionError | kinds.TimeoutError | OSError):
         return BrokenError(_reason(error))
-    if isinstance(error, kinds.ResponseError):
-        return failure(error)
     return BackendError("what answers there is no Redis server")
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, redis.exceptions.BusyLoadingError):
-        return "it is loading its data"
     cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate does not hold ({cause.verify_message})"
@@ -239,7 +265,7 @@ def _reason(error: Exception) -> str:
         return "there is no TLS with it"
     if isinstance(cause, socket.gaierror):
         return "its name does not resolve"
-    if isinstance(error, redis.exceptions.TimeoutError):
+    if isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
         return "timed out"
     if isinstance(cause, OSError) and cause.errno:
         return os.strerror(cause.errno)

@@ -21,6 +21,7 @@ from oram.errors import (
 from oram.types import I64, U8
 
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,255}")
+_PLACE = re.compile(r"\d{1,5} (.{0,255}):(\d{1,5})")
 _FENCE = re.compile(rb"(\d{1,18}) ([0-9a-f]{32})")
 _CODE = re.compile(r"[A-Z]{2,20}")
 
@@ -51,7 +52,7 @@ class MovedError(BrokenError):
 
 def failure(error: Exception) -> OramError | BrokenError:
     """What to raise for an error reply. Of its text only the code is repeated: a server can echo there what it was sent."""
-    code = getattr(error, "status_code", None) or str(error).split(" ", 1)[0]
+    code, _, rest = str(error).partition(" ")
     code = code if _CODE.fullmatch(code) else "ERR"
     if code == "OOM":
         return BackendFullError("the server has no memory left for the store (maxmemory)")
@@ -62,7 +63,8 @@ def failure(error: Exception) -> OramError | BrokenError:
     if code == "WRONGTYPE":
         return damaged()
     if code == "MOVED":
-        return MovedError(getattr(error, "host", "?"), getattr(error, "port", 0))
+        place = _PLACE.fullmatch(rest)
+        return MovedError(place[1], int(place[2])) if place else MovedError("?", 0)
     if code in ("ASK", "TRYAGAIN"):
         return BusyError(f"the store is being moved to another node of its cluster ({code})")
     if code == "CLUSTERDOWN":
@@ -111,11 +113,14 @@ def refuse(replies: Iterable[Any]) -> None:
 
 
 def integer(reply: Any) -> int:
-    """A number."""
+    """A number, of 64 bits."""
     try:
-        return int(reply)
-    except (TypeError, ValueError):
+        number = int(reply)
+    except (TypeError, ValueError, OverflowError):
         raise damaged() from None
+    if not -(1 << 63) <= number < 1 << 63:
+        raise damaged()
+    return number
 
 
 def taken_by(fence: Any) -> tuple[int, bytes]:
