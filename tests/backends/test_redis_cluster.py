@@ -297,8 +297,12 @@ def test_nodes_that_hang(cluster: Cluster, name: str) -> None:
 # The store goes to another node
 
 
-def test_an_orderly_failover(cluster: Cluster, name: str) -> None:
-    """There and back, while the store is in use: nothing is lost, and the owner's checks are made at each new primary."""
+@pytest.mark.parametrize("due", [False, True])
+def test_an_orderly_failover(cluster: Cluster, name: str, due: bool) -> None:
+    """There and back, while the store is in use: nothing is lost, and the owner's checks are made at each new primary.
+
+    due: the replicas are about to be asked what they have, which the old primary refuses by then.
+    """
     with RedisBackend(elsewhere(cluster, name).url(name, query=PATIENT)) as backend:
         backend.acquire()
         data = filled(backend)
@@ -308,6 +312,8 @@ def test_an_orderly_failover(cluster: Cluster, name: str) -> None:
             with new.monitor() as seen:
                 cluster.promote(new)
                 assert cluster.places(name)[0] is new
+                if due:
+                    backend._at_risk = 8
                 exchange(backend, 10 + turn, data)
             mine = [b" ".join(words[:2]) for words in seen if words[0] in (b"WATCH", b"PEXPIRE", b"MSET")]
             assert [words.split(b":")[-1] for words in mine[:2]] == [b"lease", b"lease"]

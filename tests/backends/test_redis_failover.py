@@ -355,6 +355,22 @@ def test_what_an_earlier_process_wrote_is_at_risk_still(pair: Pair) -> None:
     life.end()
 
 
+def test_a_kept_backend_does_not_forget_what_is_at_risk(pair: Pair) -> None:
+    """As by a URL: a store that is opened again waits for the replicas, whose confirmation the handle before did not wait for."""
+    arguments: dict[str, Any] = {"state": pair.path / "kept", "key": KEY}
+    with RedisBackend(pair.url()) as backend:
+        store = oram.create(backend, capacity=20, block_size=60, **arguments)
+        store[b"k"] = b"old"
+        with pair.stopped():
+            store[b"k"] = b"new"
+            store.close()
+            with pytest.raises(BackendReadOnlyError, match="replicas"):
+                oram.open(backend, **arguments)
+        with oram.open(backend, **arguments) as store:
+            pair.fail_over()
+            assert store[b"k"] == b"new"
+
+
 def test_the_background_connects_first(pair: Pair) -> None:
     """It renews the lease, and leaves the rest to the next caller."""
     life = Life(pair)

@@ -215,9 +215,11 @@ def test_answers_that_make_no_sense(shared: Server, name: str, call: str, monkey
                 backend.acquire()
                 trip, count = backend._link.trip, 0
 
-                def spoilt(commands: list[bytes], junk: Any = junk, at: int = at, trip: Any = trip) -> list[Any]:
+                def spoilt(
+                    commands: list[bytes], expected: int = 0, junk: Any = junk, at: int = at, trip: Any = trip
+                ) -> list[Any]:
                     nonlocal count, reached
-                    replies: list[Any] = trip(commands)
+                    replies: list[Any] = trip(commands, expected)
                     if count <= at < count + len(replies):
                         replies[at - count], reached = junk, True
                     count += len(replies)
