@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 __all__ = ["Newest"]
 
@@ -27,7 +27,7 @@ class Newest:
         """Wait until somebody looks."""
         await self._watched.wait()
 
-    async def frames(self) -> AsyncIterator[str]:
+    async def frames(self) -> AsyncGenerator[str, None]:
         """What one viewer sees: the present frame, and then the newest one whenever another is asked for."""
         seen = 0
         self.viewers += 1

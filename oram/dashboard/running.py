@@ -17,7 +17,7 @@ from oram.dashboard.sights import CuckooSights, LinearSights, PlainSights, RingS
 from oram.testing import statistics
 from oram.testing.statistics import Result
 
-__all__ = ["ALPHA", "MOST", "Exact", "Finding", "Running", "Statistical", "tests_of"]
+__all__ = ["ALPHA", "MOST", "Exact", "Finding", "Running", "Statistical", "battery"]
 
 #: Probability that a run of a sound store, however long, raises any alarm.
 ALPHA = statistics.ALPHA_TOTAL
@@ -27,7 +27,9 @@ MOST = 200_000
 LAGS = 8  # accesses within which repeats and dependence are looked for
 FEWEST = 50  # observations before the first look
 
-Gather: TypeAlias = Callable[[Sight, int], Iterable[Any]]  # observations of an access, and of the record that was asked for
+Gather: TypeAlias = Callable[
+    [Sight, int], Iterable[Any]
+]  # observations of an access, and of the record that was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class Running:
     @property
     def finding(self) -> Finding:
         """Where it stands."""
-        return Finding(self._name, self._null, self._told, self._seen, *self._last, self._alarm)
+        statistic, p_value, level = self._last
+        return Finding(self._name, self._null, self._told, self._seen, statistic, p_value, level, self._alarm)
 
 
 class Exact(Running):
@@ -104,7 +107,14 @@ class Statistical(Running):
     """
 
     def __init__(
-        self, name: str, null: str, tests: int, gather: Gather, test: Callable[[list[Any]], Result], *, told: bool = False
+        self,
+        name: str,
+        null: str,
+        tests: int,
+        gather: Gather,
+        test: Callable[[list[Any]], Result],
+        *,
+        told: bool = False,
     ) -> None:
         super().__init__(name, null, told=told)
         self._share, self._gather, self._test = ALPHA / tests, gather, test
@@ -183,9 +193,7 @@ def _worst(results: Iterable[Result]) -> Result:
 
 
 def _repeats(places: int) -> Callable[[list[int]], Result]:
-    return lambda seen: _worst(
-        statistics.runs_equal(seen[:-lag], seen[lag:], places) for lag in range(1, LAGS + 1)
-    )
+    return lambda seen: _worst(statistics.runs_equal(seen[:-lag], seen[lag:], places) for lag in range(1, LAGS + 1))
 
 
 def _pairs(places: int) -> Callable[[list[tuple[tuple[int, ...], tuple[int, ...]]]], Result]:
@@ -251,7 +259,9 @@ def _of_ring(sights: RingSights) -> list[Running]:
 def _of_cuckoo() -> list[Running]:
     alike = "each cell of a table is looked into alike (chi-square)"
     again = "a cell is looked into again, before its table is rebuilt, as often as by chance (Kolmogorov-Smirnov)"
-    same = "a record that is asked for again is looked for in the same two cells as often as by chance (exact binomials)"
+    same = (
+        "a record that is asked for again is looked for in the same two cells as often as by chance (exact binomials)"
+    )
     return [
         Statistical("each cell alike", alike, 3, _cells, _spread),
         Statistical("cell repeated", again, 3, _ranks, _ranked),
@@ -268,7 +278,7 @@ def _exact() -> list[Running]:
     ]
 
 
-def tests_of(sights: Sights) -> list[Running]:
+def battery(sights: Sights) -> list[Running]:
     """The tests of a store that is seen like this; a new run of them."""
     match sights:
         case PlainSights():

@@ -110,9 +110,7 @@ class Dashboard:
             Route("/events", self._events),
             Route("/settings", self._change, methods=["POST"]),
         ]
-        self.app = Starlette(
-            routes=routes, middleware=[Middleware(Guard, hosts=hosts)], lifespan=self._lifespan
-        )
+        self.app = Starlette(routes=routes, middleware=[Middleware(Guard, hosts=hosts)], lifespan=self._lifespan)
 
     # --- the engine
 

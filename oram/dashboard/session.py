@@ -13,6 +13,7 @@ from oram.dashboard.running import ALPHA, Finding
 from oram.dashboard.sides import RECENT, SCHEMES, Side, oblivious, plain
 from oram.dashboard.workload import RECORDS, WORKLOADS
 from oram.errors import ParameterError
+from oram.params import refuse
 
 __all__ = ["LIMIT", "RATES", "Session", "Settings", "choices"]
 
@@ -39,32 +40,27 @@ class Settings:
         """The same with some changes. ParameterError if they make no sense; a leak that another scheme has is replaced by the first of this one."""
         names = {field.name for field in dataclasses.fields(self)}
         if unknown := set(new) - names:
-            raise ParameterError(f"there is no setting {sorted(unknown)[0]!r:.40}")
+            raise ParameterError(f"there is no setting {min(unknown)!r:.40}")
         settings = dataclasses.replace(self, **new)
-        if "leak" not in new and isinstance(settings.scheme, str):
-            own = [leak.name for leak in leaks_of(settings.scheme)]
-            if settings.leak not in own:
-                leaking = settings.leaking if "leaking" in new else False
-                settings = dataclasses.replace(settings, leak=next(iter(own), None), leaking=leaking)
-        settings._check()
+        refuse(settings._problems())
+        own = [leak.name for leak in leaks_of(settings.scheme)]
+        if "leak" not in new and settings.leak not in own:
+            leaking = settings.leaking and "leaking" in new
+            settings = dataclasses.replace(settings, leak=own[0] if own else None, leaking=leaking)
+        refuse([] if settings.leak in (*own, None) else ["no such leak of this scheme"])
+        refuse(["no leak is chosen"] if settings.leaking and settings.leak is None else [])
         return settings
 
-    def _check(self) -> None:
-        problems = []
-        if not isinstance(self.scheme, str) or self.scheme not in SCHEMES:
-            problems.append("no such scheme")
-        elif self.leak is not None and self.leak not in [leak.name for leak in leaks_of(self.scheme)]:
-            problems.append("no such leak of this scheme")
-        if not isinstance(self.workload, str) or self.workload not in WORKLOADS:
-            problems.append("no such workload")
-        if isinstance(self.rate, bool) or self.rate not in RATES:
-            problems.append("no such rate")
-        if not isinstance(self.leaking, bool) or not isinstance(self.paused, bool):
-            problems.append("leaking and paused are true or false")
-        if self.leaking is True and self.leak is None:
-            problems.append("no leak is chosen")
-        if problems:
-            raise ParameterError("; ".join(problems))
+    def _problems(self) -> list[str]:
+        scheme: object = self.scheme  # of what a viewer sent nothing is known
+        workload: object = self.workload
+        rate: object = self.rate
+        switches: list[object] = [self.leaking, self.paused]
+        found = [] if isinstance(scheme, str) and scheme in SCHEMES else ["no such scheme"]
+        found += [] if isinstance(workload, str) and workload in WORKLOADS else ["no such workload"]
+        found += [] if type(rate) is int and rate in RATES else ["no such rate"]
+        found += [] if all(isinstance(each, bool) for each in switches) else ["leaking and paused are true or false"]
+        return found
 
     def same_run(self, other: Settings) -> bool:
         """Whether a run goes on under the other settings."""
@@ -82,9 +78,7 @@ def choices() -> dict[str, Any]:
         "schemes": list(SCHEMES),
         "workloads": [{"name": each.name, "says": each.says} for each in WORKLOADS.values()],
         "rates": list(RATES),
-        "leaks": {
-            scheme: [{"name": leak.name, "says": leak.says} for leak in leaks_of(scheme)] for scheme in SCHEMES
-        },
+        "leaks": {scheme: [{"name": leak.name, "says": leak.says} for leak in leaks_of(scheme)] for scheme in SCHEMES},
     }
 
 
@@ -129,12 +123,10 @@ class Session:
     def step(self, accesses: int) -> int:
         """Make so many accesses to both stores, or fewer if they take long. How many were made."""
         until = time.monotonic() + _SHARE
-        for made in range(accesses):
-            if self.over or time.monotonic() > until:
-                break
+        made = 0
+        while made < accesses and not self.over and time.monotonic() < until:
             self._access()
-        else:
-            made = accesses
+            made += 1
         self.plain.look()
         self.oblivious.look()
         return made
@@ -145,7 +137,9 @@ class Session:
         try:
             self.plain.ask(request)
             self.oblivious.ask(request)
-        except Exception as error:  # of a store that is broken on purpose, anything: the page says so, and a reset begins anew
+        except (
+            Exception
+        ) as error:  # of a store that is broken on purpose, anything: the page says so, and a reset begins anew
             self._failed = type(error).__name__
 
     def frame(self) -> dict[str, Any]:

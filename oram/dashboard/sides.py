@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,10 +13,10 @@ import oram
 from oram.backends import MemoryBackend
 from oram.dashboard import sights
 from oram.dashboard.leaks import Leak
-from oram.dashboard.running import Finding, tests_of
+from oram.dashboard.running import Finding, battery
 from oram.dashboard.sights import PlainSights, Sight, Sights
 from oram.dashboard.workload import RECORDS, Request, records
-from oram.encrypted import REGION, EncryptedStore
+from oram.encrypted import EncryptedStore
 from oram.errors import MissingKeyError
 from oram.params import CuckooParams, PathParams, RingParams, SchemeParams
 from oram.trace import TraceBackend
@@ -41,7 +42,7 @@ SCHEMES: dict[str, str | SchemeParams] = {
 class Side:
     """One store, under observation. ask: makes one request of it."""
 
-    def __init__(self, title: str, trace: TraceBackend, seen: Sights, ask: Callable[[Request], object]) -> None:
+    def __init__(self, title: str, trace: TraceBackend, seen: Sights, ask: Callable[[Request], None]) -> None:
         self.title, self.sights, self._trace, self._ask = title, seen, trace, ask
         self._shown = False
         trace.clear()
@@ -49,7 +50,7 @@ class Side:
 
     def start(self) -> None:
         """From here on everything counts; what was seen before is forgotten."""
-        self.tests = tests_of(self.sights)
+        self.tests = battery(self.sights)
         self.touched: I64 = np.zeros(sum(row.cells for row in self.sights.rows), np.int64)
         self.recent: deque[int] = deque(maxlen=RECENT)
         self.latest: list[int] = []
@@ -57,10 +58,8 @@ class Side:
 
     def ask(self, request: Request) -> None:
         """One request, and what the server saw of it."""
-        try:
+        with suppress(MissingKeyError):
             self._ask(request)
-        except MissingKeyError:
-            pass
         sight = self.sights.see(self._trace.events, self._trace.state_commits)
         self._trace.clear()
         self._note(sight, request.record)
@@ -95,10 +94,7 @@ def plain() -> Side:
     store = EncryptedStore(trace, _BLOCK)
     store.load(records())
 
-    def ask(request: Request) -> object:
-        return store.get(request.key) if request.value is None else store.put(request.key, request.value)
-
-    return Side("Encrypted", trace, PlainSights(RECORDS), ask)
+    return Side("Encrypted", trace, PlainSights(RECORDS), _asking(store))
 
 
 def oblivious(scheme: str, leak: Leak | None) -> Side:
@@ -111,13 +107,25 @@ def oblivious(scheme: str, leak: Leak | None) -> Side:
     store = oram.create(trace, **options) if leak is None else leak.create(trace, **options)
     trace.clear()
 
-    def ask(request: Request) -> object:
-        return store.get(request.key) if request.value is None else store.put(request.key, request.value)
-
-    side = Side(f"Oblivious: {scheme.capitalize()}", trace, sights.of(store.info()), ask)
+    side = Side(f"Oblivious: {scheme.capitalize()}", trace, sights.of(store.info()), _asking(store))
     held = records()
     for number in range(len(held) + len(held) // 2):  # of a hierarchy the last level is there after that
         key, value = held[number % len(held)]
         side.ask(Request(number % len(held), key, value))
     side.start()
     return side
+
+
+class _Store(Protocol):
+    def get(self, key: bytes, /) -> bytes | None: ...
+    def put(self, key: bytes, value: bytes, /) -> None: ...
+
+
+def _asking(store: _Store) -> Callable[[Request], None]:
+    def ask(request: Request) -> None:
+        if request.value is None:
+            store.get(request.key)
+        else:
+            store.put(request.key, request.value)
+
+    return ask

@@ -177,7 +177,9 @@ class CuckooSights(_Simulated):
         for row in self.rows:
             firsts.append(firsts[-1] + row.cells)
         self._first = firsts
-        self._used: dict[tuple[int, int, int], tuple[list[int], list[int]]] = {}  # of a table's side: as they came, and ascending
+        self._used: dict[
+            tuple[int, int, int], tuple[list[int], list[int]]
+        ] = {}  # of a table's side: as they came, and ascending
         self._probed = list[tuple[int, int, int, int]]()  # by the next access: level, epoch, first slot, cells
 
     def shown(self, events: Sequence[Event]) -> tuple[int, ...]:

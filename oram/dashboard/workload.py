@@ -61,7 +61,8 @@ class Workload:
 def popularity(n: int) -> F64:
     """Probability of the most popular record, of the next one, and so on, for n records: float64 (n,)."""
     weights: F64 = np.arange(1, n + 1, dtype=np.float64) ** -THETA
-    return weights / weights.sum()
+    share: F64 = weights / weights.sum()
+    return share
 
 
 def records() -> list[tuple[bytes, bytes]]:
