@@ -15,6 +15,7 @@ class Newest:
         self._frame, self._number = "", 0
         self._changed = asyncio.Condition()
         self._watched = asyncio.Event()
+        self._ended = False
         self.viewers = 0
 
     async def show(self, frame: str) -> None:
@@ -23,19 +24,27 @@ class Newest:
             self._frame, self._number = frame, self._number + 1
             self._changed.notify_all()
 
+    async def end(self) -> None:
+        """There are no more frames."""
+        async with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
     async def watched(self) -> None:
         """Wait until somebody looks."""
         await self._watched.wait()
 
     async def frames(self) -> AsyncGenerator[str, None]:
-        """What one viewer sees: the present frame, and then the newest one whenever another is asked for."""
+        """What one viewer sees: the present frame, and then the newest one whenever another is asked for, until the end."""
         seen = 0
         self.viewers += 1
         self._watched.set()
         try:
             while True:
                 async with self._changed:
-                    await self._changed.wait_for(lambda: self._number > seen)  # noqa: B023 - called before seen changes
+                    await self._changed.wait_for(lambda: self._ended or self._number > seen)  # noqa: B023 - called before seen changes
+                    if self._ended:
+                        return
                     seen, frame = self._number, self._frame
                 yield frame
         finally:

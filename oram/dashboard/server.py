@@ -149,6 +149,10 @@ class Dashboard:
                 await self._show()
             await asyncio.sleep(_BEAT)
 
+    async def end(self) -> None:
+        """End every stream."""
+        await self._newest.end()
+
     # --- what is served
 
     async def _page(self, request: Request) -> Response:  # noqa: ARG002
@@ -162,7 +166,7 @@ class Dashboard:
     async def _events(self, request: Request) -> Response:  # noqa: ARG002
         if self._newest.viewers >= _VIEWERS:
             return PlainTextResponse("too many viewers", 503)
-        return EventSourceResponse(self._stream(), send_timeout=60)
+        return EventSourceResponse(self._stream(), send_timeout=60, shutdown_grace_period=2)  # ``end`` comes first
 
     async def _stream(self) -> AsyncIterator[ServerSentEvent]:
         yield ServerSentEvent(json.dumps(choices()), event="choices")
@@ -231,6 +235,18 @@ def hosts_of(listening: socket.socket) -> list[str]:
     return [f"{own}:{port}", f"localhost:{port}", *([own, "localhost"] if port == 80 else [])]
 
 
+class _Server(uvicorn.Server):
+    """A server whose streams end before it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, dashboard: Dashboard) -> None:
+        super().__init__(config)
+        self._dashboard = dashboard
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._dashboard.end()
+        await super().shutdown(sockets)
+
+
 def serve(listening: socket.socket, *, settings: Settings | None = None, seed: int = 1) -> None:
     """Serve the page until SIGINT or SIGTERM, then end every stream and the engine's thread. KeyboardInterrupt after SIGINT."""
     dashboard = Dashboard(hosts_of(listening), settings=settings, seed=seed)
@@ -239,4 +255,4 @@ def serve(listening: socket.socket, *, settings: Settings | None = None, seed: i
         loop="asyncio", lifespan="on", timeout_graceful_shutdown=3,
     )  # fmt: skip
     with listening:
-        uvicorn.Server(config).run(sockets=[listening])
+        _Server(config, dashboard).run(sockets=[listening])

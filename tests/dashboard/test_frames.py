@@ -23,8 +23,9 @@ def test_a_slow_viewer_gets_the_newest_frame_and_no_queue() -> None:
         assert not waiting.done()  # nothing is shown twice
         await newest.show("last")
         seen.append(await waiting)
-        await slow.aclose()
-        await quick.aclose()
+        await newest.end()
+        for viewer in (slow, quick):
+            seen += [frame async for frame in viewer]
         return seen
 
     assert asyncio.run(scene()) == ["1", "1", "2", "3", "999", "999", "last"]

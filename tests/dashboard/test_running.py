@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from oram.dashboard.running import ALPHA, MOST, Exact, Statistical, battery
-from oram.dashboard.sights import PlainSights, Sight
 from oram.dashboard.sides import oblivious, plain
+from oram.dashboard.sights import PlainSights, Sight
 from oram.testing.statistics import Result
 
 
-def one(sight: Sight, record: int) -> Iterable[int]:  # noqa: ARG001
+def one(sight: Sight, record: int) -> Iterable[int]:
     return [record]
 
 

@@ -65,7 +65,9 @@ def test_the_policy_allows_nothing_from_elsewhere() -> None:
 @pytest.mark.parametrize("name", ["index.html", "watch.css", "watch.js"])
 def test_nothing_is_loaded_from_elsewhere(name: str) -> None:
     text = resources.files("oram.dashboard").joinpath("page", name).read_text("utf-8")
-    assert not re.search(r"https?:|//[\w.-]+\.\w+/|@import|url\(|innerHTML|outerHTML|insertAdjacent|eval\(|Function\(", text)
+    assert not re.search(
+        r"https?:|//[\w.-]+\.\w+/|@import|url\(|innerHTML|outerHTML|insertAdjacent|eval\(|Function\(", text
+    )
     found = list[str]()
 
     class Parser(HTMLParser):
@@ -198,7 +200,7 @@ def test_other_addresses_are_refused(host: str) -> None:
         listen(host, 0)
 
 
-def test_events_are_the_choices_and_then_frames(dashboard: Dashboard, client: TestClient) -> None:  # noqa: ARG001 - runs it
+def test_events_are_the_choices_and_then_frames(dashboard: Dashboard, client: TestClient) -> None:
     async def scene() -> list[Any]:
         stream = dashboard._stream()
         first = await anext(stream)

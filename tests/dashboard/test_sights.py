@@ -51,7 +51,9 @@ def test_a_sound_store_is_as_its_simulator_says(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("fault", ["a read is missing", "a write is missing", "a slot more", "another trip", "a length"])
+@pytest.mark.parametrize(
+    "fault", ["a read is missing", "a write is missing", "a slot more", "another trip", "a length"]
+)
 def test_anything_else_is_noticed(scheme: str, fault: str) -> None:
     trace = TraceBackend(MemoryBackend())
     store = oram.create(
@@ -95,7 +97,9 @@ def test_ring_ranks_are_those_of_the_demo() -> None:
         found += sight.ranks
         whole += events
         n = int(seen.info["Z"]) + int(seen.info["S"])  # type: ignore[attr-defined]
-    theirs = (View.of_choices(whole, "slots.1", n, seed=1).touched / (1 << 20)).tolist()  # in the same step, wherever the coin put them
+    theirs = (
+        View.of_choices(whole, "slots.1", n, seed=1).touched / (1 << 20)
+    ).tolist()  # in the same step, wherever the coin put them
     assert all(rank - 1e-4 <= at * size <= rank + 1 for (rank, size), at in zip(found, theirs, strict=True))
 
 
