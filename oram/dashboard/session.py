@@ -78,7 +78,10 @@ def choices() -> dict[str, Any]:
         "schemes": list(SCHEMES),
         "workloads": [{"name": each.name, "says": each.says} for each in WORKLOADS.values()],
         "rates": list(RATES),
-        "leaks": {scheme: [{"name": leak.name, "says": leak.says} for leak in leaks_of(scheme)] for scheme in SCHEMES},
+        "leaks": {
+            scheme: [{"name": leak.name, "says": leak.says, "workload": leak.workload} for leak in leaks_of(scheme)]
+            for scheme in SCHEMES
+        },
     }
 
 

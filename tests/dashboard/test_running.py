@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def fed(p_values: dict[int, float], accesses: int, tests: int = 4) -> tuple[Stat
 def test_all_looks_there_can_be_spend_no_more_than_the_share() -> None:
     running, looks, levels = fed({}, 50_000)
     assert looks[0] == 62  # not at 50, of which the test says that they are too few
-    assert all(later == pytest.approx(1.25 * now, abs=1) for now, later in zip(looks, looks[1:], strict=False))
+    assert all(later == pytest.approx(1.25 * now, abs=1) for now, later in pairwise(looks))
     assert levels == pytest.approx([ALPHA / 4 / (j * (j + 1)) for j in range(1, len(looks) + 1)])
     assert sum(levels) < ALPHA / 4
     assert sum(1 / (j * (j + 1)) for j in range(1, 10_000)) < 1

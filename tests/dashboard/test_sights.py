@@ -81,8 +81,9 @@ def test_anything_else_is_noticed(scheme: str, fault: str) -> None:
             *rest, (key, size) = commits[-1]
             commits[-1] = (*rest, (key, size + 1))
     sight = seen.see(events, commits)
+    assert sight.as_said == (fault == "a length")
+    assert sight.as_said or sight.committed or fault == "a read is missing"  # which may show another leaf
     assert not (sight.as_said and sight.committed)
-    assert sight.committed == (fault != "a length")
 
 
 def test_a_slot_of_a_bucket_read_twice_is_noticed() -> None:

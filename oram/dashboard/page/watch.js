@@ -64,7 +64,8 @@ function showSwitches() {
   set($("paused"), "aria-pressed", settings.paused);
   text($("paused"), settings.paused ? "Go on" : "Pause");
   const leak = leaks.find((each) => each.name === settings.leak);
-  text($("about-leak"), leak ? `${settings.leaking ? "Leaking" : "The leak, if turned on"}: ${leak.says}.` : "There is no leak of this scheme to turn on.");
+  const where = leak && leak.workload !== settings.workload ? ` It shows under the workload "${leak.workload}", and perhaps under this one.` : "";
+  text($("about-leak"), leak ? `${settings.leaking ? "Leaking" : "The leak, if turned on"}: ${leak.says}.${where}` : "There is no leak of this scheme to turn on.");
   text($("about-workload"), choices.workloads.find((each) => each.name === settings.workload).says);
 }
 
