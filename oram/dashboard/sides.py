@@ -99,20 +99,23 @@ def plain() -> Side:
 
 def oblivious(scheme: str, leak: Leak | None) -> Side:
     """A store of this scheme that holds the records, sound or with a leak, at an instant from which all its slots and tables are in use."""
-    trace = TraceBackend(MemoryBackend())
+    trace, held = TraceBackend(MemoryBackend()), records()
     options: dict[str, Any] = {
         "key": oram.generate_key(), "capacity": RECORDS, "block_size": _LINEAR_BLOCK if scheme == "linear" else _BLOCK,
         "scheme": SCHEMES[scheme], "tree_top": 0, "durability": "process",
+        "items": None if scheme == "cuckoo" else held,
     }  # fmt: skip
     store = oram.create(trace, **options) if leak is None else leak.create(trace, **options)
     trace.clear()
 
     side = Side(f"Oblivious: {scheme.capitalize()}", trace, sights.of(store.info()), _asking(store))
-    held = records()
-    for number in range(len(held) + len(held) // 2):  # of a hierarchy the last level is there after that
-        key, value = held[number % len(held)]
-        side.ask(Request(number % len(held), key, value))
-    side.start()
+    if (
+        scheme == "cuckoo"
+    ):  # put one by one, so that every level is there, which a load would leave empty but for the last
+        for number in range(len(held) + len(held) // 2):
+            key, value = held[number % len(held)]
+            side.ask(Request(number % len(held), key, value))
+        side.start()
     return side
 
 

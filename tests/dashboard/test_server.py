@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib import resources
@@ -198,6 +199,21 @@ def test_where_it_listens() -> None:
 def test_other_addresses_are_refused(host: str) -> None:
     with pytest.raises(ParameterError, match="loopback only"):
         listen(host, 0)
+
+
+def test_viewers_are_counted(client: TestClient, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard._newest, "viewers", 16)
+    assert client.get("/events").status_code == 503
+
+
+def test_no_thread_is_left() -> None:
+    before = set(threading.enumerate())
+    dashboard = Dashboard([HOST])
+    with TestClient(dashboard.app, base_url=f"http://{HOST}") as client:
+        assert client.get("/").status_code == 200
+        (engine,) = [each for each in threading.enumerate() if each not in before and each.name.startswith("oram-watch")]
+    assert not engine.is_alive()
+    assert set(threading.enumerate()) <= before
 
 
 def test_events_are_the_choices_and_then_frames(dashboard: Dashboard, client: TestClient) -> None:
