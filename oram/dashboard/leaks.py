@@ -28,13 +28,16 @@ _ALL = ("path", "ring", "cuckoo", "linear")
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A way to be broken. says: what it is, for people, without a full stop. schemes: those that can be. workload: one under which it shows."""
+    """A way to be broken.
+
+    says: what it is, for people, without a full stop. schemes: those that can be. workload: one under which it shows, None where it does under all.
+    """
 
     name: str
     says: str
     schemes: tuple[str, ...]
     harm: Callable[[ObliviousStore], None]
-    workload: str = "hot key"
+    workload: str | None = None
 
     def applies_to(self, scheme: str) -> bool:
         """Whether a store of this scheme can be broken like that."""
@@ -181,11 +184,11 @@ def _its_page_first(store: ObliviousStore) -> None:
 
 LEAKS: tuple[Leak, ...] = (
     Leak("a read block stays", "only a put moves its block to a new leaf, a get leaves it where it is", _TREES, _leaf(_stays)),
-    Leak("leaves in turn", "a block moves to the leaf after the one that was chosen last: uniform, and foreseen", _TREES, _in_turn),
+    Leak("leaves in turn", "a block moves to the leaf after the one that was chosen last: uniform, and foreseen", _TREES, _in_turn, "hot key"),
     Leak("a biased leaf", "a random number is folded into leaves of which it is no multiple, so that half of them come twice as often", _TREES, _leaf(_biased)),
-    Leak("halves", "odd blocks live in one half of the tree, and even ones in the other", _TREES, _leaf(_halved), "zipf"),
+    Leak("halves", "odd blocks live in one half of the tree, and even ones in the other", _TREES, _leaf(_halved)),
     Leak("coins thrown once", "which dummies are read is drawn from the same seed in every access", ("ring", "cuckoo"), _scheme_does(_same_coins)),
-    Leak("a known block is free", "a get of a block that the client happens to hold makes no access", ("ring", "cuckoo"), _engine_skips(_is_held)),
+    Leak("a known block is free", "a get of a block that the client happens to hold makes no access", ("ring", "cuckoo"), _engine_skips(_is_held), "hot key"),
     Leak("a miss is free", "a get of a key that is not there makes no access", _ALL, _engine_skips(_is_miss), "misses"),
     Leak("its page first", "the page with the block that was asked for is written before the others", ("linear",), _its_page_first),
     Leak("a get journals less", "what goes to the journal is shorter if nothing was changed", _ALL, _says_less_of_gets),

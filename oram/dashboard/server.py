@@ -138,16 +138,17 @@ class Dashboard:
 
     async def _drive(self) -> None:
         """Accesses at the chosen rate, and a frame each beat. What a slow machine did not manage is not made up for."""
-        due = 0.0
+        due, now = 0.0, asyncio.get_running_loop().time
         while True:
             await self._newest.watched()
+            begun = now()
             settings = self._session.settings
             if not settings.paused and not self._session.over:
                 due += settings.rate * _BEAT
                 await self._run(self._session.step, int(due))
                 due -= int(due)
                 await self._show()
-            await asyncio.sleep(_BEAT)
+            await asyncio.sleep(max(0.0, begun + _BEAT - now()))
 
     async def end(self) -> None:
         """End every stream."""

@@ -93,8 +93,7 @@ def plain() -> Side:
     trace = TraceBackend(MemoryBackend())
     store = EncryptedStore(trace, _BLOCK)
     store.load(records())
-
-    return Side("Encrypted", trace, PlainSights(RECORDS), _asking(store))
+    return Side("Encrypted only", trace, PlainSights(RECORDS), _asking(store))
 
 
 def oblivious(scheme: str, leak: Leak | None) -> Side:
@@ -106,8 +105,6 @@ def oblivious(scheme: str, leak: Leak | None) -> Side:
         "items": None if scheme == "cuckoo" else held,
     }  # fmt: skip
     store = oram.create(trace, **options) if leak is None else leak.create(trace, **options)
-    trace.clear()
-
     side = Side(f"Oblivious: {scheme.capitalize()}", trace, sights.of(store.info()), _asking(store))
     if (
         scheme == "cuckoo"

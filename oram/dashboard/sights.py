@@ -47,7 +47,7 @@ class Sight:
 class Sights:
     """What is seen of a store, access by access, from the first one on."""
 
-    #: What stands for an access, in words.
+    #: What stands for an access, in words; empty where nothing does.
     place = ""
     #: How many there are of these.
     places: int
@@ -232,7 +232,6 @@ class CuckooSights(_Simulated):
 class LinearSights(_Simulated):
     """Of Linear: there is nothing to look up."""
 
-    place = "slot"
     WIDTH = PlainSights.WIDTH
 
     def __init__(self, info: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ PUTS = 0.1
 RECORDS = 512
 
 _HOT = 0.9  # of all requests, to the hot key
-_APART = 197  # odd, so that a multiple of it names each of RECORDS once, and popular ones are no neighbours
+_PLACES: I64 = np.random.default_rng(0).permutation(RECORDS)  # of popular records, so that they are not neighbours
 _CHUNK = 256  # numbers drawn at a time
 
 Numbers: TypeAlias = Callable[[np.random.Generator, int], I64]  # of the next _CHUNK requests, and of the first of them
@@ -75,7 +75,7 @@ def _key(number: int) -> bytes:
 
 
 def _zipf(random: np.random.Generator, first: int) -> I64:  # noqa: ARG001 - the same for each
-    return random.choice(RECORDS, _CHUNK, p=popularity(RECORDS)) * _APART % RECORDS
+    return _PLACES[random.choice(RECORDS, _CHUNK, p=popularity(RECORDS))]
 
 
 def _uniform(random: np.random.Generator, first: int) -> I64:  # noqa: ARG001
@@ -83,7 +83,7 @@ def _uniform(random: np.random.Generator, first: int) -> I64:  # noqa: ARG001
 
 
 def _hot(random: np.random.Generator, first: int) -> I64:
-    return np.where(random.random(_CHUNK) < _HOT, _APART, _uniform(random, first))
+    return np.where(random.random(_CHUNK) < _HOT, _PLACES[0], _uniform(random, first))
 
 
 def _scan(random: np.random.Generator, first: int) -> I64:  # noqa: ARG001

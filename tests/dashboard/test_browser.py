@@ -42,7 +42,7 @@ def server() -> Iterator[subprocess.Popen[str]]:
 def browser(tmp_path: Path) -> Iterator[BrowserContext]:
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=CHROMIUM, args=list(FLAGS), viewport={"width": 1280, "height": 1180}
+            tmp_path / "profile", executable_path=CHROMIUM, args=list(FLAGS), viewport={"width": 1180, "height": 1000}
         )
         yield context
         context.close()
@@ -82,6 +82,7 @@ def test_a_leak_lights_up(server: subprocess.Popen[str], browser: BrowserContext
     expect(oblivious).to_have_attribute("data-state", "alarm")
     expect(oblivious.get_by_text(re.compile(r"^alarm at \d+"))).not_to_have_count(0)
     expect(page.get_by_role("status")).to_contain_text("has raised an alarm")
+    expect(page.locator("#count")).to_have_text(MANY)
     page.emulate_media(color_scheme="dark")
     assert shot(page, "watch-leaking.png", tmp_path) > 30_000
 

@@ -211,7 +211,9 @@ def test_no_thread_is_left() -> None:
     dashboard = Dashboard([HOST])
     with TestClient(dashboard.app, base_url=f"http://{HOST}") as client:
         assert client.get("/").status_code == 200
-        (engine,) = [each for each in threading.enumerate() if each not in before and each.name.startswith("oram-watch")]
+        (engine,) = [
+            each for each in threading.enumerate() if each not in before and each.name.startswith("oram-watch")
+        ]
     assert not engine.is_alive()
     assert set(threading.enumerate()) <= before
 

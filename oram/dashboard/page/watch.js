@@ -8,9 +8,9 @@ const STEPS = ["<¼", "¼", "½ to 2", "2", "4", "8", "16+"];
 const SMOOTH = 2; // touches added to each cell and to its share, so that the first few say little
 const WHAT = {
   plain: "A grid of all records. One slot each: reading it reads its slot.",
-  path: "The tree, root above, leaves below; a cell is a bucket. Each access reads one path and writes it back.",
-  ring: "The tree, root above, leaves below; a cell is a bucket. Each access reads a slot of each bucket of one path; now and then a path is written anew.",
-  cuckoo: "The two tables of each level, smallest above; a cell is a slot. Each access reads one cell of every table that is in use; rebuilds, which follow a timetable, are not drawn.",
+  path: "The tree: a row is a level, the root above, and a cell is a bucket. Each access reads one path and writes it back.",
+  ring: "The tree: a row is a level, the root above, and a cell is a bucket. Each access reads one slot of each bucket of a path; now and then one is written anew.",
+  cuckoo: "The two tables, a and b, of each level. Each access reads a cell of both where the level is in use; rebuilds, which follow a timetable, are not drawn.",
   linear: "All pages. Each access reads and writes every one of them.",
 };
 let choices = null, frame = null, drawn = true;
@@ -64,7 +64,7 @@ function showSwitches() {
   set($("paused"), "aria-pressed", settings.paused);
   text($("paused"), settings.paused ? "Go on" : "Pause");
   const leak = leaks.find((each) => each.name === settings.leak);
-  const where = leak && leak.workload !== settings.workload ? ` It shows under the workload "${leak.workload}", and perhaps under this one.` : "";
+  const where = leak && leak.workload && leak.workload !== settings.workload ? ` It shows under the workload "${leak.workload}", and perhaps under this one.` : "";
   text($("about-leak"), leak ? `${settings.leaking ? "Leaking" : "The leak, if turned on"}: ${leak.says}.${where}` : "There is no leak of this scheme to turn on.");
   text($("about-workload"), choices.workloads.find((each) => each.name === settings.workload).says);
 }
@@ -190,7 +190,8 @@ function card(id, side, ink) {
   text(element.querySelector("h2"), side.title + (id === "oblivious" && frame.settings.leaking ? ", leaking" : ""));
   text(element.querySelector(".badge"), state === "alarm" ? `alarm: ${loud} of ${side.tests.length} tests` : state === "quiet" ? `quiet: ${side.tests.length} tests` : "waiting for observations");
   text(element.querySelector(".what"), WHAT[id === "plain" ? "plain" : frame.settings.scheme]);
-  text(element.querySelector("h3"), `The ${side.place} of each access, the last 300 in order`);
+  text(element.querySelector("h3"), side.place ? `The ${side.place} of each access, the last 300 in order` : "Nothing tells one access from another.");
+  element.querySelector(".order").hidden = !side.place;
   set(element.querySelector(".order"), "aria-label", `The ${side.place} of each of the last accesses`);
   heat(element.querySelector(".heat"), side, ink);
   order(element.querySelector(".order"), side.recent, side.places, ink.accent);
