@@ -33,7 +33,7 @@ from oram.dashboard.frames import Newest
 from oram.dashboard.session import Session, Settings, choices
 from oram.errors import ParameterError
 
-__all__ = ["POLICY", "TOKEN_HEADER", "Dashboard", "Guard", "listen", "serve"]
+__all__ = ["POLICY", "TOKEN_HEADER", "Dashboard", "Guard", "hosts_of", "listen", "serve"]
 
 T = TypeVar("T")
 P = ParamSpec("P")

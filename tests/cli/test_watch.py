@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,13 @@ def test_without_the_extra(oram: Oram, monkeypatch: pytest.MonkeyPatch) -> None:
     done = oram("watch")
     assert done.code == 2
     assert "oram[dashboard]" in done.err
+
+
+def test_the_extra_is_enough() -> None:
+    """What only other extras bring is not needed, also where it is not installed."""
+    others = ("pytest", "hypothesis", "redis", "pyaegis", "playwright", "httpx2")
+    code = f"import sys; sys.modules.update(dict.fromkeys({others})); import oram.dashboard.server as s; s.Session().step(5)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_ctrl_c_is_how_it_ends(oram: Oram, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,15 @@ def test_where_it_listens() -> None:
             assert hosts_of(socket) == [f"{shown}:{port}", f"localhost:{port}"]
 
 
+def test_names_of_other_sockets() -> None:
+    class At:
+        def __init__(self, *name: object) -> None:
+            self.getsockname = lambda: name
+
+    assert hosts_of(At("::1", 8787, 0, 0)) == ["[::1]:8787", "localhost:8787"]  # type: ignore[arg-type]
+    assert hosts_of(At("127.0.0.1", 80)) == ["127.0.0.1:80", "localhost:80", "127.0.0.1", "localhost"]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.1", "example.org", "localhost.example.org", "127.1"])
 def test_other_addresses_are_refused(host: str) -> None:
     with pytest.raises(ParameterError, match="loopback only"):
