@@ -5,20 +5,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import oram
-from oram.kernels.base import EMPTY, Op, Requests
+from oram.errors import ParameterError
+from oram.kernels.base import EMPTY, CuckooState, Op, Requests
+from oram.kernels.reference import ReferenceKeys
+from oram.kernels.reference.cuckoooram import ReferenceCuckoo
+from oram.params import Table
 from oram.schemes.base import Access, Scheme
 from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
 from oram.schemes.ring import RingORAM
 from oram.store import ObliviousStore
+from oram.types import I64
 
 __all__ = ["LEAKS", "Leak"]
 
@@ -44,9 +51,16 @@ class Leak:
         return scheme in self.schemes
 
     def create(self, where: Any, **options: Any) -> ObliviousStore:
-        """A new store as ``oram.create`` makes it, its scheme named or given as parameters, that leaks from now on."""
+        """A new store as ``oram.create`` makes it, its scheme named or given as parameters, that leaks from now on. Errors as there.
+
+        ParameterError for a leak that is made into an empty store only, where there are items.
+        """
         store = oram.create(where, **options)
-        self.harm(store)
+        try:
+            self.harm(store)
+        except BaseException:
+            store.close()
+            raise
         return store
 
 
@@ -93,6 +107,28 @@ def _leaf(change: Callable[[Any, Requests, int], int]) -> Callable[[ObliviousSto
             requests.draws[r] = change(scheme, requests, r)
 
     return _scheme_does(redraw)
+
+
+def _kernel_is(kind: type[ReferenceCuckoo]) -> Callable[[ObliviousStore], None]:
+    """A hierarchy that nothing was put into gets this kernel, and keys that it can use."""
+
+    def harm(store: ObliviousStore) -> None:
+        engine, scheme = store._engine, store._engine.scheme
+        if len(store) or engine.sequence:
+            raise ParameterError("this leak is made into a new and empty store")
+        assert isinstance(scheme, CuckooORAM)
+        keys = ReferenceKeys(str(store.info()["cipher"]), engine.journal.keyring.page_key)
+        scheme._kernel = kind(scheme.geometry, CuckooState.empty(scheme.geometry), keys, os.urandom(32))
+        engine._keys = keys
+        engine.start()  # a generation of its own: no nonce is used twice
+        engine._lay_out()
+
+    return harm
+
+
+class _SameFunctions(ReferenceCuckoo):
+    def pairs(self, table: Table, addr: npt.NDArray[np.integer[Any]]) -> I64:
+        return super().pairs(Table(table.level, 0), addr)
 
 
 # --- what is done
@@ -188,6 +224,7 @@ LEAKS: tuple[Leak, ...] = (
     Leak("a biased leaf", "a random number is folded into leaves of which it is no multiple, so that half of them come twice as often", _TREES, _leaf(_biased)),
     Leak("halves", "odd blocks live in one half of the tree, and even ones in the other", _TREES, _leaf(_halved)),
     Leak("coins thrown once", "which dummies are read is drawn from the same seed in every access", ("ring", "cuckoo"), _scheme_does(_same_coins)),
+    Leak("the same functions", "a table has the hash functions of the one that it replaces", ("cuckoo",), _kernel_is(_SameFunctions), "zipf"),
     Leak("a known block is free", "a get of a block that the client happens to hold makes no access", ("ring", "cuckoo"), _engine_skips(_is_held), "hot key"),
     Leak("a miss is free", "a get of a key that is not there makes no access", _ALL, _engine_skips(_is_miss), "misses"),
     Leak("its page first", "the page with the block that was asked for is written before the others", ("linear",), _its_page_first),
