@@ -1,5 +1,5 @@
 # Every target does its own set-up: a virtual environment in .venv, the native kernels, all dependencies.
-# On a bare Debian it also installs what venv and the kernels need, where it may (root, or sudo without a password); it says so.
+# On a bare Debian it also installs what venv and the kernels need, and for the tests a browser, where it may (root, or sudo without a password); it says so.
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,6 +27,7 @@ $(VENV)/.demo: $(BIN)/python $(SOURCES)
 	@touch $@
 
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@.ci/debian $(PYTHON) tests
 	@echo "Installing oram and the tools for its tests, benchmarks and documentation into $(VENV)"
 	@$(INSTALL) --no-build-isolation --editable '.[aegis,test,docs,bench]'
 	@$(BIN)/oram doctor

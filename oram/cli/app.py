@@ -694,3 +694,19 @@ def demo(
         raise InputError("the demo is on this disk, or on a server: redis://HOST, rediss://HOST or unix:///SOCKET")
     server = None if url is None else place
     run_demo(output=output, directory=directory, accesses=accesses, seed=seed, fast=fast, server=server)
+
+
+@app.command()
+def watch(
+    host: Annotated[str, typer.Option(help="127.0.0.1, ::1 or localhost; no other address is taken.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for one that is free.")] = 8787,
+    scheme: Annotated[str, typer.Option(help="path, ring, cuckoo or linear, to begin with.")] = "path",
+    seed: Annotated[int, typer.Option(min=0, help="Of the workload.")] = 1,
+) -> None:
+    """Show live, on a page of this machine, what the server sees of a plain store and of an oblivious one.
+
+    Both are scratch stores in memory. Ctrl-C ends it. Needs the extra dashboard.
+    """
+    from oram.cli.watch import run as run_watch
+
+    run_watch(host=host, port=port, scheme=scheme, seed=seed)

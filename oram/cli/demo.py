@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 import oram
+from oram import encrypted
 from oram.assembly import Shape
 from oram.backends import Backend, Capability, LMDBBackend, MemoryBackend
-from oram.cli import encrypted, picture, places, workload
+from oram.cli import picture, places, workload
 from oram.cli.comparison import RUNS, Comparison, Cuckoo, Ring, Side, cost_rows, move_rows, p_text, verdict
 from oram.cli.credentials import write_key
 from oram.cli.exits import InputError

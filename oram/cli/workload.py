@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["THETA", "Request", "characters", "requests"]
+from oram.dashboard.workload import PUTS, THETA, popularity
 
-#: Skew of the workload: the k-th most popular record is asked for in proportion to 1 / k^THETA, as in YCSB.
-THETA = 0.99
-PUTS = 0.1
+__all__ = ["PUTS", "THETA", "Request", "characters", "requests"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +54,7 @@ def _properties(character: str) -> str:
 def requests(records: Sequence[tuple[bytes, bytes]], n: int, seed: int) -> list[Request]:
     """``n`` requests: zipf-distributed over the records, which are popular in random order; one in ten is a put."""
     random = np.random.default_rng(seed)
-    weights = np.arange(1, len(records) + 1) ** -THETA
     popular = random.permutation(len(records))
-    asked = popular[random.choice(len(records), n, p=weights / weights.sum())].tolist()
+    asked = popular[random.choice(len(records), n, p=popularity(len(records)))].tolist()
     put = (random.random(n) < PUTS).tolist()
     return [Request(at, records[at][0], records[at][1] + b";%d" % i if put[i] else None) for i, at in enumerate(asked)]

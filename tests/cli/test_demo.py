@@ -19,8 +19,8 @@ import oram as library
 from oram.assembly import Shape
 from oram.backends import LMDBBackend, MemoryBackend
 from oram.cli import comparison, demo, picture, workload
-from oram.cli.encrypted import EncryptedStore
 from oram.cli.view import BINS, View, chi_square_p, off_schedule
+from oram.encrypted import EncryptedStore
 from oram.errors import IntegrityError, MissingKeyError
 from oram.params import CuckooGeometry
 from oram.trace import Event, TraceBackend

@@ -17,6 +17,7 @@ from oram.errors import ParameterError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = f"oram-{oram.__version__}"
+PAGE = {f"oram/dashboard/page/{name}" for name in ("index.html", "watch.css", "watch.js")}
 PURE = f"{NAME}-py3-none-any.whl"
 pytestmark = pytest.mark.one_kernel
 
@@ -49,7 +50,7 @@ def test_a_wheel_without_kernels(source: Path) -> None:
     wheel, said = build(source, CC="/bin/false")
     assert Path(str(wheel.filename)).name == PURE
     assert kernels_in(wheel) == []
-    assert {"oram/py.typed", "oram/cli/app.py", f"{NAME}.dist-info/WHEEL"} <= set(wheel.namelist())
+    assert {"oram/py.typed", "oram/cli/app.py", *PAGE, f"{NAME}.dist-info/WHEEL"} <= set(wheel.namelist())
     assert b"Root-Is-Purelib: true" in wheel.read(f"{NAME}.dist-info/WHEEL")
     assert "native kernels were NOT built" in said
     assert len(said) < 300

@@ -163,6 +163,11 @@ class CuckooSimulator(Simulator):
     def _running(self, clock: int) -> list[Epoch]:
         return sorted((e for e in self._epochs if e.begun <= clock < e.ready), key=lambda e: e.level)
 
+    def probed(self) -> list[tuple[Epoch, int]]:
+        """The tables that the next access looks into, newest first, and the cells of each side: what it reads first are two slots of each."""
+        self._until(self._clock)
+        return [(epoch, self._m[epoch.level]) for epoch in self._alive(self._clock)]
+
     # --- what it shows
 
     def batch(self, leaves: Sequence[int]) -> Batch:
@@ -190,6 +195,10 @@ class CuckooSimulator(Simulator):
     def done(self, leaves: Sequence[int]) -> None:
         self._clock += len(leaves)
         self._cold = False
+        for epoch in self._epochs:
+            if epoch.last <= self._clock:
+                epoch.inputs = []  # else each leads to all that were before it
+        self._epochs = [epoch for epoch in self._epochs if epoch.last > self._clock]
 
     def reopen(self, *, crashed: bool = False) -> None:
         super().reopen(crashed=crashed)

@@ -1,4 +1,4 @@
-"""The demo's other side: a store that encrypts and authenticates its records, and hides nothing else.
+"""What an oblivious store is compared with: a store that encrypts and authenticates its records, and hides nothing else.
 
 One slot a record, all of one size, sealed with AES-256-GCM; which slot holds which key is known to the client only. So the
 server learns neither keys nor values nor their lengths. It is as fast as such a store can be over these backends.

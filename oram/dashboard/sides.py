@@ -1,0 +1,131 @@
+"""The two stores of a run, and all that was seen of each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+import numpy as np
+
+import oram
+from oram.backends import MemoryBackend
+from oram.dashboard import sights
+from oram.dashboard.leaks import Leak
+from oram.dashboard.running import Finding, battery
+from oram.dashboard.sights import PlainSights, Sight, Sights
+from oram.dashboard.workload import RECORDS, Request, records
+from oram.encrypted import EncryptedStore
+from oram.errors import MissingKeyError
+from oram.params import CuckooParams, PathParams, RingParams, SchemeParams
+from oram.trace import TraceBackend
+from oram.types import I64
+
+__all__ = ["RECENT", "SCHEMES", "Side", "oblivious", "plain"]
+
+#: Accesses whose places a side remembers in order.
+RECENT = 300
+
+_BLOCK = 64  # bytes
+_LINEAR_BLOCK = 512  # of which eight make a page, so that a picture of 64 pages is touched whole
+
+#: What can be watched: of trees, buckets are slots; the whole of each store is at the server, with nothing in the client's cache.
+SCHEMES: dict[str, str | SchemeParams] = {
+    "path": PathParams(page_levels=1),
+    "ring": RingParams(Z=4, A=3, S=6, xor=True),
+    "cuckoo": CuckooParams(c=16),
+    "linear": "linear",
+}
+
+
+class Side:
+    """One store, under observation. ask: makes one request of it."""
+
+    def __init__(self, title: str, trace: TraceBackend, seen: Sights, ask: Callable[[Request], None]) -> None:
+        self.title, self.sights, self._trace, self._ask = title, seen, trace, ask
+        self._shown = False
+        trace.clear()
+        self.start()
+
+    def start(self) -> None:
+        """From here on everything counts; what was seen before is forgotten."""
+        self.tests = battery(self.sights)
+        self.touched: I64 = np.zeros(sum(row.cells for row in self.sights.rows), np.int64)
+        self.recent: deque[int] = deque(maxlen=RECENT)
+        self.latest: list[int] = []
+        self.accesses = 0
+
+    def ask(self, request: Request) -> None:
+        """One request, and what the server saw of it."""
+        with suppress(MissingKeyError):
+            self._ask(request)
+        sight = self.sights.see(self._trace.events, self._trace.state_commits)
+        self._trace.clear()
+        self._note(sight, request.record)
+
+    def _note(self, sight: Sight, record: int) -> None:
+        self.accesses += 1
+        self.latest = [cell for cell in sight.touched if 0 <= cell < self.touched.size]
+        np.add.at(self.touched, self.latest, 1)
+        self.recent.append(sight.shown[0] if sight.shown else -1)
+        for test in self.tests:
+            test.see(sight, record)
+
+    def look(self) -> None:
+        """Look at the tests whose turn it is."""
+        for test in self.tests:
+            test.look()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Where the tests stand."""
+        return [test.finding for test in self.tests]
+
+    @property
+    def alarm(self) -> bool:
+        """Whether any of them was raised."""
+        return any(finding.alarm is not None for finding in self.findings)
+
+
+def plain() -> Side:
+    """A store that seals its records, one slot each, and does no more."""
+    trace = TraceBackend(MemoryBackend())
+    store = EncryptedStore(trace, _BLOCK)
+    store.load(records())
+    return Side("Encrypted only", trace, PlainSights(RECORDS), _asking(store))
+
+
+def oblivious(scheme: str, leak: Leak | None) -> Side:
+    """A store of this scheme that holds the records, sound or with a leak, at an instant from which all its slots and tables are in use."""
+    trace, held = TraceBackend(MemoryBackend()), records()
+    options: dict[str, Any] = {
+        "key": oram.generate_key(), "capacity": RECORDS, "block_size": _LINEAR_BLOCK if scheme == "linear" else _BLOCK,
+        "scheme": SCHEMES[scheme], "tree_top": 0, "durability": "process",
+        "items": None if scheme == "cuckoo" else held,
+    }  # fmt: skip
+    store = oram.create(trace, **options) if leak is None else leak.create(trace, **options)
+    side = Side(f"Oblivious: {scheme.capitalize()}", trace, sights.of(store.info()), _asking(store))
+    if (
+        scheme == "cuckoo"
+    ):  # put one by one, so that every level is there, which a load would leave empty but for the last
+        for number in range(len(held) + len(held) // 2):
+            key, value = held[number % len(held)]
+            side.ask(Request(number % len(held), key, value))
+        side.start()
+    return side
+
+
+class _Store(Protocol):
+    def get(self, key: bytes, /) -> bytes | None: ...
+    def put(self, key: bytes, value: bytes, /) -> None: ...
+
+
+def _asking(store: _Store) -> Callable[[Request], None]:
+    def ask(request: Request) -> None:
+        if request.value is None:
+            store.get(request.key)
+        else:
+            store.put(request.key, request.value)
+
+    return ask

@@ -1,0 +1,137 @@
+"""What is seen of an access: that of a sound store is what its simulator says, and everything else is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+
+import pytest
+
+import oram
+from oram.backends import MemoryBackend
+from oram.cli.view import View
+from oram.dashboard import sights
+from oram.dashboard.sides import SCHEMES, oblivious, plain
+from oram.dashboard.workload import RECORDS, WORKLOADS
+from oram.params import CuckooParams
+from oram.testing.statistics import used_first
+from oram.trace import Event, TraceBackend
+
+
+def run(scheme: str, accesses: int, seed: int = 1) -> Iterator[tuple[sights.Sight, list[Event], sights.Sights]]:
+    """A small store whose accesses are seen from the first one on, with their traces."""
+    trace = TraceBackend(MemoryBackend())
+    params = CuckooParams(c=8) if scheme == "cuckoo" else SCHEMES[scheme]
+    store = oram.create(
+        trace, key=bytes(32), capacity=64, block_size=48, scheme=params, tree_top=0, durability="process"
+    )
+    trace.clear()
+    seen, source = sights.of(store.info()), random.Random(seed)
+    for i in range(accesses):
+        key = b"%d" % source.randrange(40)
+        if source.random() < 0.5:
+            store.put(key, b"%d" % i)
+        else:
+            store.get(key)
+        events = list(trace.events)
+        sight = seen.see(events, trace.state_commits)
+        trace.clear()
+        yield sight, events, seen
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_sound_store_is_as_its_simulator_says(scheme: str) -> None:
+    for sight, _, seen in run(scheme, 300):
+        assert sight.as_said
+        assert sight.committed
+        assert len(sight.shown) == 1
+        assert 0 <= sight.shown[0] < seen.places
+        assert all(0 <= cell < sum(row.cells for row in seen.rows) for cell in sight.touched)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "fault", ["a read is missing", "a write is missing", "a slot more", "another trip", "a length"]
+)
+def test_anything_else_is_noticed(scheme: str, fault: str) -> None:
+    trace = TraceBackend(MemoryBackend())
+    store = oram.create(
+        trace, key=bytes(32), capacity=64, block_size=48, scheme=SCHEMES[scheme], tree_top=0, durability="process"
+    )
+    trace.clear()
+    seen = sights.of(store.info())
+    for i in range(60):  # until there is something to look up in a hierarchy, and to write
+        if i:
+            seen.see(trace.events, trace.state_commits)
+        trace.clear()
+        store[b"%d" % i] = b"x"
+    events, commits = list(trace.events), list(trace.state_commits)
+    slots = next(i for i, event in enumerate(events) if event.op in ("read", "xor") and event.region == "slots.1")
+    match fault:
+        case "a read is missing":
+            del events[slots]
+        case "a write is missing":
+            del events[-1]
+        case "a slot more":
+            events[slots] = dataclasses.replace(events[slots], indices=(*events[slots].indices, 1))
+        case "another trip":
+            events[-1] = dataclasses.replace(events[-1], trip=events[-1].trip + 1)
+        case _:
+            *rest, (key, size) = commits[-1]
+            commits[-1] = (*rest, (key, size + 1))
+    sight = seen.see(events, commits)
+    assert sight.as_said == (fault == "a length")
+    assert sight.as_said or sight.committed or fault == "a read is missing"  # which may show another leaf
+    assert not (sight.as_said and sight.committed)
+
+
+def test_a_slot_of_a_bucket_read_twice_is_noticed() -> None:
+    *_, (_, events, seen) = run("ring", 20)
+    again = seen.see(events[:1], ())  # the same slots, and nothing is written between
+    assert not again.as_said
+
+
+def test_ring_ranks_are_those_of_the_demo() -> None:
+    found, whole, n = list[sights.Rank](), list[Event](), 0
+    for sight, events, seen in run("ring", 200):
+        found += sight.ranks
+        whole += events
+        n = int(seen.info["Z"]) + int(seen.info["S"])  # type: ignore[attr-defined]
+    theirs = (
+        View.of_choices(whole, "slots.1", n, seed=1).touched / (1 << 20)
+    ).tolist()  # in the same step, wherever the coin put them
+    assert all(rank - 1e-4 <= at * size <= rank + 1 for (rank, size), at in zip(found, theirs, strict=True))
+
+
+def test_ranks_of_cells_are_those_of_the_statistic() -> None:
+    cells, ranks = dict[tuple[int, int, int], list[int]](), dict[tuple[int, int, int], list[int]]()
+    sizes = dict[tuple[int, int, int], int]()
+    trace_of = run("cuckoo", 200)
+    for sight, _, seen in trace_of:
+        assert isinstance(seen, sights.CuckooSights)
+        for i, ((cell, m), (rank, _)) in enumerate(zip(sight.cells, sight.ranks, strict=True)):
+            level, epoch, _, _ = seen._probed[i // 2]
+            side = (level, epoch, i % 2)
+            cells.setdefault(side, []).append(cell)
+            ranks.setdefault(side, []).append(rank)
+            sizes[side] = m
+    assert cells
+    for side, each in cells.items():
+        assert used_first([(each, sizes[side])]) == [(rank, sizes[side]) for rank in ranks[side]]
+
+
+def test_the_plain_store_shows_its_slots() -> None:
+    side = plain()
+    requests = WORKLOADS["misses"].requests(1)
+    for request in (next(requests) for _ in range(100)):
+        side.ask(request)
+        assert side.recent[-1] == (request.record if request.record < RECORDS else -1)  # a miss asks for nothing at all
+
+
+def test_all_of_an_oblivious_store_is_in_use_when_it_is_first_seen() -> None:
+    side = oblivious("cuckoo", None)
+    assert side.accesses == 0
+    assert isinstance(side.sights, sights.CuckooSights)
+    side.ask(next(WORKLOADS["scan"].requests(1)))
+    assert max(level for level, *_ in side.sights._probed) == side.sights.info["L"]
