@@ -338,5 +338,47 @@ void oram_index_remove(const uint8_t *tags, uint32_t *table, uint64_t size, uint
 /* Inserts every address whose tag is not zero into an empty table; returns how many. */
 uint64_t oram_index_build(const uint8_t *tags, uint64_t N, uint32_t *table, uint64_t size);
 
+/* Simulations of metadata alone, for statistics over many accesses: no payloads, keys, dummies or server. */
+
+#define ORAM_ROUND_ROBIN 0 /* addresses 0, 1, ... N - 1, 0, ... */
+#define ORAM_UNIFORM 1
+#define ORAM_SPACE 0xffffffffffffffffu /* an entry of a bucket without a block */
+
+/* Numbers of xoshiro256** from its state of 4 words, which splitmix64 makes from a seed. Statistics need nothing stronger. */
+void oram_seed(uint64_t *random, uint64_t seed);
+
+/* A tree without payloads. A block is an entry address << 32 | leaf. A bucket's blocks come first, then ORAM_SPACE; buckets are numbered as in a heap. */
+typedef struct {
+    uint32_t Z, L, N;
+    uint32_t A, S;      /* Ring's, for oram_simulate_ring */
+    uint32_t pattern;   /* which addresses, where the caller names none */
+    uint64_t clock;     /* accesses so far */
+    uint64_t *random;   /* (4) */
+    uint32_t *position; /* (N) leaf of each block */
+    uint64_t *tree;     /* ((2^(L+1) - 1) Z) */
+    uint16_t *reads;    /* (2^(L+1) - 1) of each bucket since it was written, for oram_simulate_ring */
+    uint64_t *stash;    /* (room) oldest first */
+    uint32_t room, held;
+    uint64_t *hand;     /* (room + (L + 1) Z + 1) scratch */
+    int32_t *next;      /* as many, and 4 (L + 1) more */
+} oram_forest;
+
+/* Draws initial leaves for an empty tree. */
+void oram_simulate_start(oram_forest *p);
+
+/* Path ORAM. addrs, leaves: (accesses) whose block goes to which new leaf; NULL: by pattern, and drawn. counts: (bins) accesses after which the stash
+ * held so many, the last with all above. sizes: NULL or (accesses) stash after each. Returns how many accesses were done: fewer where the stash has no room. */
+uint64_t oram_simulate_path(oram_forest *p, uint64_t accesses, const uint32_t *addrs, const uint32_t *leaves, uint64_t *counts, uint32_t bins,
+                            uint32_t *sizes);
+
+/* Ring ORAM. before, after: (bins) evictions right before and right after which the stash held so many. early: (L + 1) reshuffles of buckets at each level
+ * that were no eviction. All else as above. */
+uint64_t oram_simulate_ring(oram_forest *p, uint64_t accesses, const uint32_t *addrs, const uint32_t *leaves, uint64_t *before, uint64_t *after,
+                            uint32_t bins, uint64_t *early, uint32_t *sizes);
+
+/* So many times n keys with two random cells each, one in either of two tables of m: counts (bins) of those that left over so many keys however they are placed.
+ * parent: (2 m) scratch; full: (2 m) scratch. */
+void oram_simulate_cuckoo(uint64_t *random, uint32_t n, uint32_t m, uint64_t builds, uint64_t *counts, uint32_t bins, uint32_t *parent, uint8_t *full);
+
 #define ORAM_EMPTY 0xffffffffu
 #endif

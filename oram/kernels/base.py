@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oram.backends.base import Slots
+from oram.kernels.simulation import PathSimulation, RingSimulation, Trees
 from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry, Table
 from oram.types import I32, I64, U8, U16, U32, U64
 
@@ -529,4 +530,16 @@ class KernelSet(Protocol):
 
     def index(self, tags: U8) -> TagIndex:
         """Index of the tags that are there now."""
+        ...
+
+    def path_simulation(self, trees: Trees) -> PathSimulation:
+        """Path ORAM on an empty tree, metadata alone."""
+        ...
+
+    def ring_simulation(self, trees: Trees) -> RingSimulation:
+        """Ring ORAM, likewise."""
+        ...
+
+    def cuckoo_simulation(self, seed: int, n: int, m: int, builds: int) -> U64:
+        """Keys that builds of a cuckoo hash leave over, uint64 (BINS,)."""
         ...

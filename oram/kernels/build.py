@@ -17,6 +17,7 @@ SOURCES = [
     "csrc/linear.c",
     "csrc/path.c",
     "csrc/ring.c",
+    "csrc/simulate.c",
 ]
 
 

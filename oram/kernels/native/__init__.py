@@ -7,9 +7,12 @@ from oram.kernels.native.cuckoooram import NativeCuckoo
 from oram.kernels.native.linearoram import NativeLinear
 from oram.kernels.native.pathoram import NativePath
 from oram.kernels.native.ringoram import NativeRing
+from oram.kernels.native.simulation import NativePathSimulation, NativeRingSimulation, cuckoo_simulation
 from oram.kernels.native.tagindex import NativeIndex
 
-__all__ = ["cuckoo", "floor", "index", "keys", "linear", "name", "path", "ring"]
+__all__ = [
+    "cuckoo", "cuckoo_simulation", "floor", "index", "keys", "linear", "name", "path", "path_simulation", "ring", "ring_simulation",
+]  # fmt: skip
 
 name = "native"
 keys = NativeKeys
@@ -18,3 +21,5 @@ ring = NativeRing
 cuckoo = NativeCuckoo
 linear = NativeLinear
 index = NativeIndex
+path_simulation = NativePathSimulation
+ring_simulation = NativeRingSimulation

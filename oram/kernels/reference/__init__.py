@@ -10,6 +10,7 @@ from oram.kernels.reference.cuckoooram import ReferenceCuckoo
 from oram.kernels.reference.linearoram import ReferenceLinear
 from oram.kernels.reference.pathoram import ReferencePath
 from oram.kernels.reference.ringoram import ReferenceRing
+from oram.kernels.reference.simulation import ReferencePathSimulation, ReferenceRingSimulation, cuckoo_simulation
 from oram.kernels.reference.tagindex import ReferenceIndex
 
 __all__ = [
@@ -20,12 +21,15 @@ __all__ = [
     "ReferencePath",
     "ReferenceRing",
     "cuckoo",
+    "cuckoo_simulation",
     "index",
     "keys",
     "linear",
     "name",
     "path",
+    "path_simulation",
     "ring",
+    "ring_simulation",
 ]
 
 name = "reference"
@@ -35,3 +39,5 @@ ring = ReferenceRing
 cuckoo = ReferenceCuckoo
 linear = ReferenceLinear
 index = ReferenceIndex
+path_simulation = ReferencePathSimulation
+ring_simulation = ReferenceRingSimulation
