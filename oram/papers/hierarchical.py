@@ -1,0 +1,100 @@
+"""The hierarchical scheme over cuckoo hash tables: its amortised cost, from its schedule and counted at a real store."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from oram.papers.counting import moved, traced
+from oram.papers.row import Finding, Kind, Rows
+from oram.papers.run import Run
+from oram.params import CuckooGeometry, CuckooParams, PathGeometry, PathParams
+from oram.params.cuckoo import IN_HAND
+
+__all__ = ["constants", "schedule", "study"]
+
+NAME = "hierarchical"
+CONSTANTS = "docs/schemes/cuckoo.md, constants"
+SCHEDULE = "docs/schemes/cuckoo.md, schedule"
+
+
+def schedule(g: CuckooGeometry) -> tuple[float, float]:
+    """Slots that an access reads in the tables alive, and moves for rebuilds, on average over an epoch of the bottom: exact."""
+    period = g.c << g.L
+    if g.rebuild == "deamortized":
+        step = max(1, g.c // 4)  # tables come and go at quarters of a flush
+    else:
+        step = 1
+    clocks = range(2 * period, 3 * period, step)
+    alive = sum(len(g.alive(clock, built=True)) for clock in clocks) / len(clocks)
+    rebuilds = sum(g.moved(level) / (g.c << min(level + 1, g.L)) for level in range(g.L + 1))
+    return 2 * alive, rebuilds
+
+
+def constants(g: CuckooGeometry) -> tuple[float, float]:
+    """The same by the rounded constants for eps = 0.1: 2.2 and 3.6 slots for each small and large level, 6.6 or 9.3 for the bottom."""
+    tables = 1 + g.L / 2 + g.L * (g.L + 1) / 16
+    small = sum(shape.n < IN_HAND for shape in g.levels[:-1])
+    return 2 * tables, 2.2 * small + 3.6 * (g.L - small) + (9.3 if g.N >= IN_HAND else 6.6)
+
+
+def study(run: Run) -> Finding:
+    """All of it."""
+    rows = Rows(NAME)
+    counted = _counted(rows, run)
+    curve = []
+    for bits in range(10, 25, 2):
+        N = 1 << bits
+        g = CuckooGeometry.of(N, 8, CuckooParams(), 1 << 40)
+        probes, rebuilds = schedule(g)
+        curve.append([N, g.c, g.L, probes, rebuilds])
+        if bits in (12, 16, 20):
+            by_probes, by_rebuilds = constants(g)
+            what = f"N=2^{bits}, c={g.c}"
+            rows.near("schedule", f"{what}: probes", probes, by_probes, Kind.DERIVED, CONSTANTS, 0.10)
+            rows.near("schedule", f"{what}: rebuilds", rebuilds, by_rebuilds, Kind.DERIVED, CONSTANTS, 0.10)
+            path = PathGeometry.of(N, 8, PathParams(page_levels=1), 0)
+            rows.shown(
+                "schedule", f"{what}: all", probes + rebuilds, f"Path ORAM without cached levels: {2 * path.Z * (path.L + 1)}"
+            )  # fmt: skip
+    return Finding(NAME, rows.rows, {"schedule": curve, "counted": counted})
+
+
+def _counted(rows: Rows, run: Run) -> list[dict[str, Any]]:
+    """One epoch of the bottom of a real store, after two others."""
+    found = []
+    for rebuild in ("deamortized", "amortized"):
+        N = run.choose(1 << 12, 1 << 10, 1 << 8)
+        store, trace = traced(CuckooParams(rebuild=rebuild), N)
+        with store:
+            g = store._engine.scheme.geometry
+            assert isinstance(g, CuckooGeometry)
+            period = g.c << g.L
+            for _ in moved(store, trace, 2 * period):
+                pass
+            total = np.fromiter(moved(store, trace, period), float)
+        probes, rebuilds = schedule(g)
+        what = f"N=2^{int(math.log2(N))}, c={g.c}, {rebuild}"
+        rows.exact(
+            "counted at a real store", f"{what}: slots an access", float(total.mean()), probes + rebuilds, Kind.DERIVED, SCHEDULE,
+            note=f"every access of an epoch of the bottom, {period}",
+        )  # fmt: skip
+        if rebuild == "deamortized":
+            ratio = float(total.max() / total.mean())
+            rows.between(
+                "counted at a real store",
+                f"{what}: most in one access, of the mean",
+                ratio,
+                1,
+                4,
+                Kind.DERIVED,
+                SCHEDULE,
+            )
+            tables, work = constants(g)
+            rows.near(
+                "counted at a real store", f"{what}: slots an access", float(total.mean()), tables + work, Kind.DERIVED, CONSTANTS, 0.10
+            )  # fmt: skip
+        found.append({"N": N, "c": g.c, "rebuild": rebuild, "mean": float(total.mean()), "most": float(total.max())})
+    return found
