@@ -18,6 +18,7 @@ from oram import cli, record
 from oram.cli import credentials, exits, formats, places, schemes
 from oram.cli.exits import InputError
 from oram.cli.progress import Meter, meter
+from oram.cli.reproduce import reproduce
 from oram.errors import (
     BackendUnavailableError,
     BackendWarning,
@@ -710,3 +711,6 @@ def watch(
     from oram.cli.watch import run as run_watch
 
     run_watch(host=host, port=port, scheme=scheme, seed=seed)
+
+
+app.command()(reproduce)

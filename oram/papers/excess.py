@@ -1,17 +1,18 @@
 """How likely it is that keys find no cell in a cuckoo hash, whatever is done: by counting bipartite graphs.
 
-Cells are vertices (two sides of m), keys are n labelled edges. A component with e edges and v vertices leaves over max(0, e - v) keys, however they are placed.
-With T1 = x exp(T2) and T2 = y exp(T1), the trees with a root on either side (Drmota and Kutzelnigg 2012), and q = T1 T2, components have the generating functions
+Cells are vertices (two sides of m), keys are n labelled edges. A component with e edges and v vertices leaves over max(0, e - v) keys, however they
+are placed. With T1 = x exp(T2) and T2 = y exp(T1), the trees with a root on either side (Drmota and Kutzelnigg 2012), and q = T1 T2, components have
+the generating functions
 
     tree        T1 + T2 - q
     one cycle   log(1 / (1 - q)) / 2
     two cycles  q ((T1 + T2)(2 q + 3) + 6 q + 4) / (24 (1 - q)^3)
 
-the last from the three shapes of two cycles (two vertices joined by three paths, or each on a cycle and joined by one path; one vertex on both cycles), with paths
-of the right parity in place of their edges. Each component in what is counted here has at most one edge more than it has vertices, so the number of
-trees is known: 2 m - n, and one more with a component of two cycles. Lagrange's formula in two variables turns T1, T2 into variables u, v at the price of a factor
-(1 - u v) exp(m (u + v)), and the coefficient of u^m v^m is Cauchy's integral over two circles, through the saddle point, where the sum over equidistant points converges
-faster than any power.
+the last from the three shapes of two cycles (two vertices joined by three paths; two cycles joined by a path; one vertex on both cycles), with paths of
+the right parity in place of their edges. Each component in what is counted here has at most one edge more than it has vertices, so the number of trees
+is known: 2 m - n, and one more with a component of two cycles. Lagrange's formula in two variables turns T1, T2 into variables u, v at the price of a
+factor (1 - u v) exp(m (u + v)), and the coefficient of u^m v^m is Cauchy's integral over two circles, through the saddle point, where the sum over
+equidistant points converges faster than any power.
 """
 
 from __future__ import annotations

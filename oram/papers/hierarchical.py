@@ -11,22 +11,21 @@ from oram.papers.counting import moved, traced
 from oram.papers.row import Finding, Kind, Rows
 from oram.papers.run import Run
 from oram.params import CuckooGeometry, CuckooParams, PathGeometry, PathParams
-from oram.params.cuckoo import IN_HAND
+from oram.params.cuckoo import IN_HAND, Rebuild
+from oram.schemes.cuckoo import CuckooORAM
 
 __all__ = ["constants", "schedule", "study"]
 
 NAME = "hierarchical"
 CONSTANTS = "docs/schemes/cuckoo.md, constants"
+REBUILDS: tuple[Rebuild, ...] = ("deamortized", "amortized")
 SCHEDULE = "docs/schemes/cuckoo.md, schedule"
 
 
 def schedule(g: CuckooGeometry) -> tuple[float, float]:
     """Slots that an access reads in the tables alive, and moves for rebuilds, on average over an epoch of the bottom: exact."""
     period = g.c << g.L
-    if g.rebuild == "deamortized":
-        step = max(1, g.c // 4)  # tables come and go at quarters of a flush
-    else:
-        step = 1
+    step = max(1, g.c // 4) if g.rebuild == "deamortized" else 1  # tables come and go at quarters of a flush
     clocks = range(2 * period, 3 * period, step)
     alive = sum(len(g.alive(clock, built=True)) for clock in clocks) / len(clocks)
     rebuilds = sum(g.moved(level) / (g.c << min(level + 1, g.L)) for level in range(g.L + 1))
@@ -45,7 +44,7 @@ def study(run: Run) -> Finding:
     rows = Rows(NAME)
     counted = _counted(rows, run)
     curve = []
-    for bits in range(10, 25, 2):
+    for bits in range(8, 25, 2):
         N = 1 << bits
         g = CuckooGeometry.of(N, 8, CuckooParams(), 1 << 40)
         probes, rebuilds = schedule(g)
@@ -65,12 +64,13 @@ def study(run: Run) -> Finding:
 def _counted(rows: Rows, run: Run) -> list[dict[str, Any]]:
     """One epoch of the bottom of a real store, after two others."""
     found = []
-    for rebuild in ("deamortized", "amortized"):
-        N = run.choose(1 << 12, 1 << 10, 1 << 8)
+    sizes = run.choose((1 << 8, 1 << 10, 1 << 12), (1 << 8, 1 << 10), (1 << 8,))
+    for N, rebuild in ((N, rebuild) for N in sizes for rebuild in REBUILDS):
         store, trace = traced(CuckooParams(rebuild=rebuild), N)
         with store:
-            g = store._engine.scheme.geometry
-            assert isinstance(g, CuckooGeometry)
+            scheme = store._engine.scheme
+            assert isinstance(scheme, CuckooORAM)
+            g = scheme.geometry
             period = g.c << g.L
             for _ in moved(store, trace, 2 * period):
                 pass

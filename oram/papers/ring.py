@@ -58,8 +58,11 @@ FLAT_SHARE = 0.005  # of the cost, near its minimum over S
 def _binomial(n: int, p: float, most: int) -> F64:
     """P[Bin(n, p) = j] for j from 0 to ``most``."""
     j = np.arange(min(n, most) + 1)
+    if p == 1:
+        return np.array(j == n, np.float64)
     logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in j.tolist()]
-    return np.exp(np.array(logs) + j * math.log(p) + (n - j) * math.log1p(-p)) if p < 1 else (j == n).astype(np.float64)
+    masses: F64 = np.exp(np.array(logs) + j * math.log(p) + (n - j) * math.log1p(-p))
+    return masses
 
 
 def early_rate(A: int, S: int, level: int) -> float:
@@ -117,7 +120,7 @@ def _stash(rows: Rows, run: Run, series: dict[str, Any]) -> None:
             P, error = tail.P[: tail.seen].tolist(), tail.error[: tail.seen].tolist()
             series[name].append({"Z": Z, "A": A, "L": L, "evictions": tail.total, "P": P, "error": error})
         if (Z, A, S) == UNPROVED:
-            if L == unproved[-1]:
+            if unproved[-1] == L:
                 _table(rows, run, Z, A, before, series, of=f", L={L}", proved=False)
             continue
         _tail(rows, run, Z, A, after)
@@ -195,13 +198,13 @@ def _growth(rows: Rows, tails: dict[tuple[int, int, int], tuple[Tail, Tail]], he
     """The control: with an A beyond the proof the stash grows with the tree."""
     Z, A, _ = UNPROVED
     few, many = (tails[Z, A, L][1] for L in heights)
-    for R in (5, 10):
-        a, b = few.above(R), many.above(R)
-        rejected = abs(a.mean - b.mean) > SIGMAS * math.hypot(a.error, b.error) + GROWTH_SHARE * b.mean
-        rows.control(
-            f"control: growth, Z={Z}, A={A}", f"P[stash > {R}] after EvictPath, L={heights[0]} against {heights[1]}", rejected, a.mean, b.mean,
-            "Ren et al. 2015, section 4.3: q > 0 bounds it for every L", f"{SIGMAS} s.e. + {100 * GROWTH_SHARE:.0f} %", a.error,
-        )  # fmt: skip
+    R = 5
+    a, b = few.above(R), many.above(R)
+    rejected = abs(a.mean - b.mean) > SIGMAS * math.hypot(a.error, b.error) + GROWTH_SHARE * b.mean
+    rows.control(
+        f"control: growth, Z={Z}, A={A}", f"P[stash > {R}] after EvictPath, L={heights[0]} against {heights[1]}", rejected, a.mean, b.mean,
+        "Ren et al. 2015, section 4.3: q > 0 bounds it for every L", f"{SIGMAS} s.e. + {100 * GROWTH_SHARE:.0f} %", a.error,
+    )  # fmt: skip
 
 
 # --- bandwidth
@@ -217,6 +220,7 @@ def _bandwidth(rows: Rows, run: Run, series: dict[str, Any]) -> None:
         jobs.append(partial(run.ring_blocks, trees, blocks, each))
     counts = run.together(jobs, len(jobs) * blocks)
     series["bandwidth"] = []
+    series["path"] = 2 * 4 * bits  # Z = 4, L + 1 = log2 N
     for (Z, A, S), found in zip(RING_SETS, counts, strict=True):
         L = height(N, A)
         early = np.array([c.early.sum() / each for c in found])
@@ -232,6 +236,7 @@ def _bandwidth(rows: Rows, run: Run, series: dict[str, Any]) -> None:
                 group, f"{word}, by the paper's formula", measured.mean, moved(Z, A, S, L, deep, xor=xor), Kind.PUBLISHED, FORMULA, FORMULA_SHARE,
                 error=measured.error,
             )  # fmt: skip
+            line[f"{word}, formula"] = moved(Z, A, S, L, deep, xor=xor)  # type: ignore[assignment]
             line[word] = measured.mean  # type: ignore[assignment]
             if (Z, bits) == (32, 20):
                 low, high = (2, 2.5) if xor else (3, 3.5)

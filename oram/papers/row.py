@@ -12,7 +12,8 @@ from oram.papers.tail import Estimate
 __all__ = ["SIGMAS", "Finding", "Kind", "Row", "Rows"]
 
 SIGMAS = 5  # standard errors: were they normal, one row in 1.7 million would lie outside by chance
-EVENTS = 40  # independent events that must be expected for a probability to be judged: none at all is then SIGMAS errors off, and the error is known well enough
+#: Independent events that must be expected for a probability to be judged: then its error is known well enough, and none at all is too far off.
+EVENTS = 40
 
 
 class Kind(StrEnum):
@@ -27,8 +28,8 @@ class Kind(StrEnum):
 class Row:
     """One figure.
 
-    measured: None where it was too little to say. error: standard error of it, None where it is exact. holds: whether it is within the tolerance, None where it is only shown. Of a
-    control, which must lie outside, whether it was rejected.
+    measured: None where there was too little to say. error: standard error of it, None where it is exact. holds: whether it is within the tolerance, None
+    where it is only shown. Of a control, which must lie outside, whether it was rejected.
     """
 
     paper: str
@@ -123,12 +124,16 @@ class Rows:
         """Is no claim of anybody."""
         self._add(group, what, measured, None, None, "", "", None, error=error, note=note)
 
-    def control(self, group: str, what: str, rejected: bool, measured: float, reference: float, source: str, tolerance: str, error: float | None = None) -> None:  # fmt: skip
+    def control(
+        self, group: str, what: str, rejected: bool, measured: float, reference: float, source: str, tolerance: str,
+        error: float | None = None,
+    ) -> None:  # fmt: skip
         """Must be rejected by a comparison that what it is the control of has passed."""
         self._add(group, what, measured, reference, None, source, tolerance, rejected, error=error, control=True)
 
     def _add(
-        self, group: str, what: str, measured: float | None, reference: float | None, kind: Kind | None, source: str, tolerance: str, holds: bool | None, **more: Any
+        self, group: str, what: str, measured: float | None, reference: float | None, kind: Kind | None, source: str, tolerance: str,
+        holds: bool | None, **more: Any,
     ) -> None:  # fmt: skip
         self.rows.append(
             Row(

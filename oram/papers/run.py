@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,10 @@ class Size(StrEnum):
     SMALL = "small"  # what the reference kernels do in a minute, where nothing else is at hand
 
 
+def _silent(_done: int, _total: int) -> None:
+    pass
+
+
 @dataclass
 class Run:
     """Runs simulations for the papers.
@@ -43,7 +47,7 @@ class Run:
     size: Size = Size.FULL
     kernel: KernelSet = field(default_factory=kernels.active)
     threads: int = field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)))
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Callable[[int, int], None] = _silent
 
     def __post_init__(self) -> None:
         if self.kernel.name != "native":
@@ -106,4 +110,4 @@ class Run:
 
     def described(self) -> dict[str, Any]:
         """For the record."""
-        return cast(dict[str, Any], {"seed": self.seed, "size": str(self.size), "kernels": self.kernel.name})
+        return {"seed": self.seed, "size": str(self.size), "kernels": self.kernel.name}

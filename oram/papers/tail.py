@@ -88,8 +88,9 @@ class Tail:
     @staticmethod
     def _above(counts: F64) -> F64:
         """P[stash > R] for R from 0, in each block."""
-        more = counts[:, ::-1].cumsum(1)[:, ::-1]
-        return more[:, 1:] / more[:, :1]
+        more: F64 = counts[:, ::-1].cumsum(1)[:, ::-1]
+        above: F64 = more[:, 1:] / more[:, :1]
+        return above
 
     def above(self, R: int) -> Estimate:
         """P[stash > R]."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from oram.kernels.base import EMPTY
 from oram.kernels.simulation import (
-    BINS, SPACE, Pattern, RingCounts, Snapshot, Trees, check_cells, check_requests,
+    BINS,
+    SPACE,
+    Pattern,
+    RingCounts,
+    Snapshot,
+    Trees,
+    check_cells,
+    check_requests,
 )  # fmt: skip
 from oram.types import U32, U64
 
-__all__ = ["ReferencePathSimulation", "ReferenceRingSimulation", "Xoshiro", "cuckoo_simulation"]
+__all__ = ["ReferencePathSimulation", "ReferenceRingSimulation", "Xoshiro", "cuckoo_simulation", "left_over"]
 
 _WORD = (1 << 64) - 1
 
@@ -199,20 +206,26 @@ def cuckoo_simulation(seed: int, n: int, m: int, builds: int) -> U64:
     check_cells(n, m, builds)
     random, counts = Xoshiro(seed), np.zeros(BINS, np.uint64)
     for _ in range(builds):
-        parent, full, left = list(range(2 * m)), [False] * (2 * m), 0
-
-        def root(cell: int, parent: list[int] = parent) -> int:
-            while parent[cell] != cell:
-                parent[cell] = cell = parent[parent[cell]]
-            return cell
-
-        for _ in range(n):
-            x = random.draw()
-            a, b = root((x >> 32) * m >> 32), root(m + ((x & 0xFFFFFFFF) * m >> 32))
-            if full[a] and full[b]:
-                left += 1  # as many keys as cells on either side
-                continue
-            full[b] = a == b or full[a] or full[b]
-            parent[a] = b
+        draws = (random.draw() for _ in range(n))
+        left = left_over((((x >> 32) * m >> 32, (x & 0xFFFFFFFF) * m >> 32) for x in draws), m)
         counts[min(left, BINS - 1)] += np.uint64(1)
     return counts
+
+
+def left_over(pairs: Iterable[tuple[int, int]], m: int) -> int:
+    """How many keys find no cell, however they are placed. pairs: of each key its cell in either of two tables of m."""
+    parent, full, left = list(range(2 * m)), [False] * (2 * m), 0  # full: a component with as many keys as cells
+
+    def root(cell: int) -> int:
+        while parent[cell] != cell:
+            parent[cell] = cell = parent[parent[cell]]
+        return cell
+
+    for one, two in pairs:
+        a, b = root(one), root(m + two)
+        if full[a] and full[b]:
+            left += 1
+            continue
+        full[b] = a == b or full[a] or full[b]
+        parent[a] = b
+    return left
