@@ -13,7 +13,7 @@ from oram.kernels.simulation import Trees
 from oram.papers.counting import moved, traced
 from oram.papers.row import Finding, Kind, Rows
 from oram.papers.run import Run, Size
-from oram.papers.tail import Tail
+from oram.papers.tail import LINE_SIGMAS, Tail
 from oram.params import PathParams
 from oram.types import U64
 
@@ -106,7 +106,7 @@ def _table(rows: Rows, run: Run, Z: int, tail: Tail) -> dict[str, Any] | None:
         note = f"line through R = {line.first}..{line.last}, {line.slope:.2f} bit a block"
         rows.near(
             group, f"stash for 2^-{lam}", estimate.mean, published, Kind.PUBLISHED, TABLE_SOURCE, TABLE_SHARE,
-            judged=enough, error=estimate.error, note=note if enough else note + "; too few accesses to judge",
+            error=estimate.error, sigmas=LINE_SIGMAS, judged=enough, note=note if enough else note + "; too few accesses to judge",
         )  # fmt: skip
         found[lam] = [estimate.mean, estimate.error]
     line_ = tail.line()

@@ -13,7 +13,7 @@ import numpy as np
 from oram.kernels.simulation import Pattern, RingCounts, Trees
 from oram.papers.row import SIGMAS, Finding, Kind, Rows
 from oram.papers.run import Run, Size
-from oram.papers.tail import Estimate, Tail
+from oram.papers.tail import LINE_SIGMAS, Estimate, Tail
 from oram.params.ring import RING_SETS, best_S, largest_A, stash_exponent
 from oram.types import F64
 
@@ -158,7 +158,7 @@ def _table(
             note += "; too few accesses to judge"
         rows.near(
             group, f"stash for 2^-{lam}", estimate.mean, published, Kind.PUBLISHED, TABLE_SOURCE, TABLE_SHARE,
-            judged=proved and line.judged, error=estimate.error, note=note,
+            error=estimate.error, sigmas=LINE_SIGMAS, judged=proved and line.judged, note=note,
         )  # fmt: skip
         series["table"].setdefault(f"{Z},{A}", {"line": [line.intercept, line.slope], "at": {}})
         series["table"][f"{Z},{A}"]["at"][str(lam)] = [estimate.mean, estimate.error, published]
@@ -278,7 +278,7 @@ def _choices(rows: Rows, run: Run, series: dict[str, Any]) -> None:
         rows.near(
             "S that moves the fewest blocks", f"Z={Z}, A={A}: cost of S={S}, of the least measured (S={least})", measured[S].mean,
             measured[least].mean, Kind.PUBLISHED, f"{FORMULA}: minimise (2Z + S)(1 + Poiss(S, A))",
-            FLAT_SHARE + SIGMAS * measured[S].error / measured[S].mean, error=measured[S].error,
+            FLAT_SHARE, error=measured[S].error, sigmas=SIGMAS,
         )  # fmt: skip
         series["choice"].append(
             {"Z": Z, "A": A, "best": S, "S": list(measured), "cost": [c.mean for c in measured.values()], "error": [c.error for c in measured.values()]}

@@ -81,12 +81,14 @@ class Rows:
         self._add(group, what, measured, reference, kind, source, "equal", equal, **more)
 
     def near(
-        self, group: str, what: str, measured: float, reference: float, kind: Kind, source: str, share: float, *, judged: bool = True, **more: Any
+        self, group: str, what: str, measured: float, reference: float, kind: Kind, source: str, share: float, *, error: float | None = None,
+        sigmas: int = 0, judged: bool = True, **more: Any,
     ) -> None:  # fmt: skip
-        """Must be within a share of the reference."""
-        inside = abs(measured - reference) <= share * abs(reference)
+        """Must be within a share of the reference, and some standard errors of what was measured."""
+        inside = abs(measured - reference) <= share * abs(reference) + sigmas * (error or 0.0)
+        tolerance = f"{100 * share:.3g} %" + (f" + {sigmas} s.e." if sigmas else "")
         self._add(
-            group, what, measured, reference, kind, source, f"{100 * share:.3g} %", inside if judged else None, **more
+            group, what, measured, reference, kind, source, tolerance, inside if judged else None, error=error, **more
         )
 
     def between(

@@ -17,7 +17,8 @@ from oram.types import F64, I64, U64
 
 __all__ = ["Estimate", "Line", "Tail", "level"]
 
-REACH = 17  # an extrapolation is judged where the range of its fit reaches 2^-REACH
+REACH = 16  # an extrapolation is judged where the range of its fit reaches 2^-REACH
+LINE_SIGMAS = 2  # of its standard errors, which hold the choice of the fit, added to what it may be off
 STARTS = (
     12,
     13,
