@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import importlib.metadata
 import json
 import os
@@ -129,7 +130,7 @@ def _room(output: Path) -> None:
 def _draw(findings: Sequence[Any]) -> dict[str, bytes] | None:
     """The figures; None where matplotlib is not installed."""
     try:
-        from oram.papers import figures
+        figures = importlib.import_module("oram.papers.figures")
     except ImportError:
         return None
     drawn = {}

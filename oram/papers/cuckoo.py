@@ -36,7 +36,7 @@ def study(run: Run) -> Finding:
     sizes = run.choose(
         {6: 2_000_000, 8: 1_000_000, 10: 400_000, 12: 60_000},
         {6: 200_000, 8: 60_000, 10: 16_000, 12: 2_000},
-        {5: 1_500, 6: 1_000, 7: 400},
+        {5: 8_000, 6: 5_000, 7: 2_500},
     )
     blocks = run.choose(20, 10, 5)
     wanted = [(1 << k, eps, builds // blocks) for k, builds in sizes.items() for eps in EPS]

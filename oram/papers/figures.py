@@ -325,6 +325,6 @@ def _hierarchical(series: dict[str, Any]) -> Figure:
             **style,
         )
     axis.set_xscale("log", base=2)
-    axis.set(ylim=(0, 200), xlabel="N (blocks)", ylabel="blocks moved an access")
+    axis.set(ylim=(0, 180), xlabel="N (blocks)", ylabel="blocks moved an access")
     axis.legend(loc="upper left", ncols=2)
     return figure

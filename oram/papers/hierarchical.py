@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ REBUILDS: tuple[Rebuild, ...] = ("deamortized", "amortized")
 SCHEDULE = "docs/schemes/cuckoo.md, schedule"
 
 
+@cache
 def schedule(g: CuckooGeometry) -> tuple[float, float]:
     """Slots that an access reads in the tables alive, and moves for rebuilds, on average over an epoch of the bottom: exact."""
     period = g.c << g.L
@@ -44,7 +46,7 @@ def study(run: Run) -> Finding:
     rows = Rows(NAME)
     counted = _counted(rows, run)
     curve = []
-    for bits in range(8, 25, 2):
+    for bits in range(8, 21, 2):
         N = 1 << bits
         g = CuckooGeometry.of(N, 8, CuckooParams(), 1 << 40)
         probes, rebuilds = schedule(g)

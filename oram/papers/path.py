@@ -36,6 +36,7 @@ SIMULATED_SOURCE = "independent simulation, 10^9 accesses"
 
 FLAT = (0, 2, 5)  # R at which the tails of two N are compared
 FLAT_SHARE = 0.15
+GROWS = (0,)  # and those of the control
 
 
 def burst(Z: int) -> list[float]:
@@ -50,9 +51,9 @@ def burst(Z: int) -> list[float]:
 def study(run: Run) -> Finding:
     """All of it."""
     bits = run.choose(16, 16, 10)
-    each, blocks, other, control = run.choose((1_000_000, 75, 25, 10), (100_000, 20, 10, 20), (1_000, 20, 10, 20))
+    each, blocks, other, control = run.choose((1_000_000, 75, 25, 10), (100_000, 20, 10, 20), (1_000, 40, 10, 60))
     small = bits - 2
-    smaller = bits - 4  # for the control, whose accesses hang together for long
+    smaller = bits - run.choose(4, 4, 5)  # for the control, whose accesses hang together for long
     copies = 2
     wanted = [
         (4, bits, 2 * blocks),
@@ -118,7 +119,7 @@ def _growth(rows: Rows, tails: dict[tuple[int, int], Tail], smaller: dict[int, i
     source, tolerance = "Stefanov et al. 2013, figure 3: does not depend on N", f"5 s.e. + {100 * FLAT_SHARE:.0f} %"
     for Z, small in smaller.items():
         few, many = tails[Z, small], tails[Z, bits]
-        for R in FLAT if Z == 4 else (0, 10):
+        for R in FLAT if Z == 4 else GROWS:
             a, b = few.above(R), many.above(R)
             what = f"P[stash > {R}], N=2^{small} against 2^{bits}"
             if Z == 4:

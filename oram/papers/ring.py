@@ -127,7 +127,8 @@ def _stash(rows: Rows, run: Run, series: dict[str, Any]) -> None:
         _table(rows, run, Z, A, before, series)
         _bound(rows, Z, A, after)
         _early(rows, Z, A, S, L, counts, each, series)
-    _growth(rows, tails, unproved)
+    if run.size != Size.SMALL:  # which has too few accesses to tell
+        _growth(rows, tails, unproved)
 
 
 def _tail(rows: Rows, run: Run, Z: int, A: int, after: Tail) -> None:

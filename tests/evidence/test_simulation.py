@@ -109,7 +109,7 @@ def test_ring(Z: int, A: int, S: int) -> None:
         compare(*given)
         bounds.append(tuple(sum(each.values()) for each in watch.bounds.pool()))  # type: ignore[arg-type]
 
-    watch._compare = note  # type: ignore[method-assign]
+    watch._compare = note  # type: ignore[method-assign,assignment]
     addrs, draws, held = asked(store, 400, "round robin")
     assert (watch.accesses, watch.mismatches, watch.unscheduled) == (400, 0, 0)
     low, high = np.array(bounds).T
