@@ -110,8 +110,8 @@ def _list() -> None:
 
     console = _console()
     for paper in PAPERS.values():
-        console.print(Text(paper.name, style="bold"), soft_wrap=True)
-        console.print(Text(f"  {paper.citation}\n  {paper.what}"), soft_wrap=True)
+        console.print(Text(paper.name, style="bold"), soft_wrap=True, markup=False, highlight=False)
+        console.print(Text(f"  {paper.citation}\n  {paper.what}"), soft_wrap=True, markup=False, highlight=False)
 
 
 def _console() -> Console:
@@ -203,18 +203,28 @@ def _report(findings: Sequence[Any], provenance: dict[str, Any], output: Path, d
                 table.add_row(Text(group, style="bold"), "", "", "", "", "", "", "")
             table.add_row(*_cells(row))
         console.print(table)
-        console.print(_summary(finding), soft_wrap=True)
+        console.print(_summary(finding), soft_wrap=True, markup=False, highlight=False)
         console.print()
-    console.print(_sources(findings), soft_wrap=True)
+    console.print(_sources(findings), soft_wrap=True, markup=False, highlight=False)
     if provenance["kernels"] != "native":
         console.print(
             "The native kernels are not in use here, so only small trees were simulated: see oram doctor.",
             soft_wrap=True,
         )
     where = f"{output / 'results.json'}" + "".join(f", {output / name}.svg" for name in drawn or {})
-    console.print(f"Seed {provenance['seed']}, size {provenance['size']}. Kept: {where}", soft_wrap=True)
+    console.print(
+        f"Seed {provenance['seed']}, size {provenance['size']}. Kept: {where}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
     if drawn is None:
-        console.print("No figures: they need matplotlib, pip install 'oram[report]'.", soft_wrap=True)
+        console.print(
+            "No figures: they need matplotlib, pip install 'oram[report]'.",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
 
 
 def _cells(row: Any) -> list[str | Text]:
