@@ -54,7 +54,7 @@ def reproduce(
 ) -> int:
     """Measure again what papers say about their schemes, and set it beside that.
 
-    Exit code 13 if a value lies outside its tolerance. Takes some minutes on two cores, and no store.
+    Exit code 14 if a value lies outside its tolerance. Takes some minutes on two cores, and no store.
     """  # fmt: skip
     from oram.papers import PAPERS, Run, Size
     from oram.papers import reproduce as measure

@@ -44,7 +44,7 @@ def test_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_value_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with mock.patch.object(hierarchical, "constants", lambda g: (2.0 * g.L, 99.0)):
-        assert cli.main(["reproduce", "hierarchical", "--quick", "--json", "-o", str(tmp_path)]) == 13
+        assert cli.main(["reproduce", "hierarchical", "--quick", "--json", "-o", str(tmp_path)]) == 14
     found = json.loads(capsys.readouterr().out)
     assert found["holds"] is False
     assert any(row["holds"] is False for row in found["papers"]["hierarchical"]["rows"])
