@@ -138,9 +138,10 @@ def _path_stash(series: dict[str, Any]) -> Figure:
             known = series["simulated"][str(Z)]
             left.plot([int(R) for R in known], list(known.values()), color=colour, **_OTHER)
     left.set(
-        yscale="log", xlim=(-0.5, 24), ylim=(1e-8, 1), xlabel="R (blocks)", ylabel="P[stash > R]", title="Measured"
+        yscale="log", xlim=(-0.5, 24), ylim=(1e-8, 1e3), xlabel="R (blocks)", ylabel="P[stash > R]", title="Measured"
     )
-    _key(left, {"independent simulation": _OTHER}, loc="upper right")
+    left.set_yticks([10.0**-k for k in range(9)])
+    _key(left, {"independent simulation": _OTHER}, loc="upper right", ncols=2)
     for Z, found in series["table"].items():
         colour = _COLOURS[int(Z) - 4]
         published = series["published"][Z]
