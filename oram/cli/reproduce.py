@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 import oram
 from oram.cli import exits
@@ -105,7 +102,12 @@ def reproduce(
     return 0 if found["holds"] else exits.OUTSIDE
 
 
+# rich is imported where something is shown: the command line takes this module's command in, whatever it is asked for.
+
+
 def _list() -> None:
+    from rich.text import Text
+
     from oram.papers import PAPERS
 
     console = _console()
@@ -114,7 +116,9 @@ def _list() -> None:
         console.print(Text(f"  {paper.citation}\n  {paper.what}"), soft_wrap=True, markup=False, highlight=False)
 
 
-def _console() -> Console:
+def _console() -> Any:
+    from rich.console import Console
+
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)
 
@@ -186,6 +190,9 @@ def _write(output: Path, found: dict[str, Any], drawn: dict[str, bytes] | None) 
 
 
 def _report(findings: Sequence[Any], provenance: dict[str, Any], output: Path, drawn: dict[str, bytes] | None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     from oram.papers import PAPERS
 
     console = _console()
@@ -227,7 +234,9 @@ def _report(findings: Sequence[Any], provenance: dict[str, Any], output: Path, d
         )
 
 
-def _cells(row: Any) -> list[str | Text]:
+def _cells(row: Any) -> list[Any]:
+    from rich.text import Text
+
     word, style = _VERDICTS[row.holds]
     if row.control:
         word = "rejected" if row.holds else "ACCEPTED"

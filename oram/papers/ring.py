@@ -99,9 +99,9 @@ def study(run: Run) -> Finding:
 
 
 def _stash(rows: Rows, run: Run, series: dict[str, Any]) -> None:
-    each, blocks, other = run.choose((1_000_000, 150, 25), (100_000, 20, 30), (2_000, 10, 5))
+    each, blocks, other = run.choose((1_000_000, 150, 25), (100_000, 20, 60), (2_000, 10, 5))
     heights = run.choose((12, 11, 10, 9), (12, 11, 10, 9), (7, 6, 5, 4))
-    unproved = run.choose((10, 14), (8, 12), (5, 7))
+    unproved = run.choose((10, 14), (6, 12), (5, 7))
     wanted = [(*each_set, L, blocks) for each_set, L in zip(RING_SETS, heights, strict=True)]
     wanted += [(*UNPROVED, L, other) for L in unproved]
     jobs: list[Callable[[], list[RingCounts]]] = []
