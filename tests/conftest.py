@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, settings
 
 #: What runs no kernels, or both by itself, or is about the engine and servers whatever the kernel: once is enough.
 ONE_KERNEL = {"backends", "dashboard", "docs", "kernels", "papers", "test_trace.py"}
-ONE_KERNEL |= {"test_failover.py", "test_failover_crash.py", "test_remote.py", "test_server_log.py", "test_shards.py"}
+ONE_KERNEL |= {
+    "test_failover.py",
+    "test_failover_crash.py",
+    "test_remote.py",
+    "test_server_log.py",
+    "test_shards.py",
+    "test_simulation.py",
+}
 
 #: Crashes, failures, changed slots and worlds of every kind: about the engine and the journal, which are the same over either kernel set, while
 #: the sets agree bit for bit by the tests in `kernels`. All of them run over the native kernels, and every fifth case over the second
