@@ -30,6 +30,7 @@ html_title = f"oram {release}"
 # Made by a function, not by their constructors.
 _MADE = {"oram.ObliviousStore", "oram.Blocks", "oram.Stats", "oram.backends.Backend", "oram.backends.StateFile"}
 _MADE |= {"oram.backends.BufferBackend", "oram.backends.XorBackend"}
+_NOT_RUN = re.compile(r"^<!-- not run: (.+) -->$", re.MULTILINE)
 _ARGUMENT = re.compile(r"([ZAS]|[a-z_]+(?:, [a-z_]+)*): ")
 
 
@@ -56,7 +57,13 @@ def _signature(_app: Any, what: str, name: str, _object: Any, _options: Any, sig
     return signature and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature), returns
 
 
+def _marks(_app: Any, _name: str, source: list[str]) -> None:
+    """The mark of a block that the tests do not run, for readers."""
+    source[0] = _NOT_RUN.sub(r"*Not run by the tests: \1.*\n", source[0])
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls."""
+    app.connect("source-read", _marks)
     app.connect("autodoc-process-docstring", _paragraphs)
     app.connect("autodoc-process-signature", _signature)
