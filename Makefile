@@ -37,7 +37,7 @@ demo: $(VENV)/.demo
 	$(BIN)/oram demo
 
 # What CI runs.
-test check: lint types layers c-check pytest sanitize
+test check: lint types layers c-check pytest sanitize docs
 
 lint: setup
 	$(BIN)/ruff check .
@@ -79,6 +79,7 @@ sanitize: setup
 bench: setup
 	$(BIN)/python -m bench
 
+# The site; a link that leads nowhere in it is a warning, and a warning an error.
 docs: setup
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html"

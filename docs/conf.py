@@ -26,6 +26,8 @@ python_maximum_signature_line_length = 72  # a longer one has an argument a line
 
 html_theme = "furo"
 html_title = f"oram {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 # Made by a function, not by their constructors.
 _MADE = {"oram.ObliviousStore", "oram.Blocks", "oram.Stats", "oram.backends.Backend", "oram.backends.StateFile"}
