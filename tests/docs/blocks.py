@@ -12,7 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ("python", "sh", "console")
 TEXT = ("text",)  # a configuration or a diagram, nothing that could run
-DIRECTIVES = ("{eval-rst}", "{toctree}")  # Sphinx's own, which the build of the site judges
+_DIRECTIVE = re.compile(
+    r"\{(?!code|sourcecode|literalinclude)[\w:-]+\}.*"
+)  # Sphinx's own, which the build of the site judges; but code is code
 _FENCE = re.compile(
     r"(?P<before>[^\n]*)\n(?:[ \t]*\n)?^(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<kind>[^\n]*)\n(?P<code>.*?)^[ \t]*(?P=fence)[ \t]*$",
     re.MULTILINE | re.DOTALL,
@@ -65,7 +67,7 @@ def unclear(path: Path) -> list[str]:
     found = [
         f"line {block.line}: a block of kind {block.kind!r}"
         for block in fenced(path)
-        if block.kind not in (*RUN, *TEXT, *DIRECTIVES)
+        if block.kind not in (*RUN, *TEXT) and not _DIRECTIVE.fullmatch(block.kind)
     ]
     outside = _FENCE.sub(lambda match: "\n" * match[0].count("\n"), "\n" + path.read_text())
     found += [f"line {outside.count(chr(10), 0, m.start())}: an indented command" for m in _TYPED.finditer(outside)]

@@ -84,7 +84,13 @@ def test_a_shell_block_that_fails_or_writes_something_else_fails(tmp_path: Path)
 
 @pytest.mark.parametrize(
     "text",
-    ["```bash\nls\n```\n", "Then\n\n    pip install x\n", "<!-- not run: no block -->\ntext\n", "```\nls\n```\n"],
+    [
+        "```bash\nls\n```\n",
+        "```{code-block} python\nx\n```\n",
+        "Then\n\n    pip install x\n",
+        "<!-- not run: no block -->\ntext\n",
+        "```\nls\n```\n",
+    ],
 )
 def test_a_block_that_neither_runs_nor_says_why_is_found(text: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"

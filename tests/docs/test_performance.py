@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_kernel
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "performance.md").read_text()
 ROWS = re.findall(r"^\| `([^|`]+)` \| ([\d.,e+]+)[^|]* \| ([\d.,]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
