@@ -1,0 +1,202 @@
+"""What the server sees of an access, counted: slots, bytes, round trips; and that no kind of request differs from another in it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import oram
+from oram import kernels
+from oram.backends import MemoryBackend
+from oram.benchmark.workload import key_of
+from oram.kernels.native import floor as floor
+from oram.params import SCHEMES
+from oram.testing.remote import RemoteBackend
+from oram.trace import TraceBackend
+
+__all__ = ["KINDS", "blowup", "kinds", "layers", "stash"]
+
+_KEY = bytes(32)
+
+#: Kinds of request that must not differ, by what they do to a store that holds the records 0..n-1.
+KINDS: dict[str, Callable[[Any, int, int], object]] = {
+    "get, a hit": lambda store, i, n: store.get(key_of(i % n)),
+    "get, a miss": lambda store, i, _: store.get(key_of(10**7 + i)),
+    "put": lambda store, i, n: store.put(key_of(i % n), b"v%d" % i),
+    "delete, a miss": lambda store, i, _: store.pop(key_of(10**7 + i), None),
+    "delete, then put": lambda store, i, _: store.pop(key_of(0), None) if i % 2 else store.put(key_of(0), b"x"),
+}
+
+
+def _filled(scheme: str, N: int, B: int, **options: Any) -> tuple[oram.ObliviousStore, TraceBackend]:
+    """Half full, behind a trace, as over a network: the write-back rides with the next read."""
+    trace = TraceBackend(RemoteBackend(MemoryBackend()))
+    items = [(key_of(i), b"v") for i in range(N // 2)]
+    state = options.pop("state")
+    store = oram.create(
+        trace, key=_KEY, capacity=N, block_size=B, scheme=scheme, items=items, state=state, durability="process", **options
+    )  # fmt: skip
+    return store, trace
+
+
+def _counted(trace: TraceBackend, accesses: int) -> dict[str, float]:
+    moved = sum(len(event.indices) for event in trace.events if event.op in ("read", "write", "xor"))
+    return {
+        "slots": moved / accesses,
+        "bytes_down": trace.bytes_read / accesses,
+        "bytes_up": trace.bytes_written / accesses,
+        "round_trips": trace.round_trips / accesses,
+    }
+
+
+def blowup(scheme: str, N: int, B: int, scratch: Callable[[], Any], accesses: int = 192) -> dict[str, Any]:
+    """Slots, bytes and round trips of an access, on average, without a tree-top cache; and set-up time and client state.
+
+    Of Cuckoo, whose rebuilds take their turns, the average is over one period of its bottom, N accesses, after one before it; of the others over
+    ``accesses``. Ring's includes evictions, and those early reshuffles that a young tree has.
+    """
+    begin = time.perf_counter()
+    store, trace = _filled(scheme, N, B, state=scratch(), tree_top=0)
+    created = time.perf_counter() - begin
+    with store:
+        slots = sum(shape.slots for name, shape in trace.regions().items() if name.startswith("slots"))
+        for i in range(32):
+            store.get(key_of(i))
+        trace.clear()
+        for i in range(accesses):
+            store.get(key_of(i % (N // 2)))
+        counted = _counted(trace, accesses)
+        if scheme == "cuckoo":
+            accesses = -(-N // 64) * 64
+            sums = dict.fromkeys(counted, 0.0)
+            for turn in range(2):
+                for first in range(0, accesses, 64):
+                    trace.clear()
+                    store.get_many([key_of((first + i) % (N // 2)) for i in range(64)])
+                    if turn:
+                        sums = {what: sums[what] + value for what, value in _counted(trace, accesses).items()}
+            counted = {**sums, "round_trips": counted["round_trips"]}
+        return {
+            "scheme": scheme, "N": N, "block_size": B, "accesses": accesses, **counted,
+            "blowup": (counted["bytes_down"] + counted["bytes_up"]) / B,
+            "server_slots_a_block": slots / N,
+            "client_bytes_a_block": store.stats().state_bytes / N,
+            "create_seconds": created,
+        }  # fmt: skip
+
+
+def kinds(scheme: str, N: int, B: int, scratch: Callable[[], Any], rounds: int = 120) -> Iterator[dict[str, Any]]:
+    """For each kind of request: what the server sees of it, and its time with the half-width of a 95 % confidence interval, the kinds taking turns."""
+    store, trace = _filled(scheme, N, B, state=scratch())
+    with store:
+        seen: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+        times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        order = np.random.default_rng(1)
+        names = list(KINDS)
+        for kind in names:
+            KINDS[kind](store, 0, N // 2)  # the first access has no write-back to carry
+        for i in range(rounds):
+            for k in order.permutation(len(names)).tolist():
+                trace.clear()
+                begin = time.perf_counter()
+                KINDS[names[k]](store, i, N // 2)
+                times[names[k]].append(1e6 * (time.perf_counter() - begin))
+                seen[names[k]].append(_counted(trace, 1))
+        for kind in KINDS:
+            means = {what: statistics.fmean(each[what] for each in seen[kind]) for what in seen[kind][0]}
+            errors = {
+                f"{what}_ci95": 1.96 * statistics.stdev(each[what] for each in seen[kind]) / rounds**0.5
+                for what in ("slots", "bytes_down", "bytes_up")
+            }
+            middle = sorted(times[kind])[rounds // 10 : rounds - rounds // 10]  # a noisy machine
+            yield {
+                "scheme": scheme, "kind": kind, "N": N, "block_size": B, "rounds": rounds, **means, **errors,
+                "microseconds": statistics.fmean(middle), "microseconds_ci95": 1.96 * statistics.stdev(middle) / len(middle) ** 0.5,
+            }  # fmt: skip
+
+
+def stash(scheme: str, N: int, accesses: int, seed: int) -> dict[str, Any]:
+    """The share of accesses after which the stash holds more than R blocks, R = 0, 1, ...: round robin, which fills it most, without a tree-top cache."""
+    # slots of one block, so that a page is a bucket of the papers
+    params: Any = oram.PathParams(Z=4, page_levels=1) if scheme == "path" else SCHEMES[scheme]()
+    store = oram.create(
+        MemoryBackend(), key=_KEY, capacity=N, block_size=16, scheme=params, tree_top=0, keyed=False, durability="none"
+    )
+    with store:
+        block = bytes(16)
+        for first in range(0, N, 64):
+            store.blocks.write_many(range(first, min(first + 64, N)), [block] * min(64, N - first))
+        counts = np.zeros(256, np.int64)
+        for i in range(accesses):
+            store.blocks.read(i % N)
+            counts[min(store.stats().stash, 255)] += 1
+    above = counts[::-1].cumsum()[::-1] - counts
+    tail = (above / accesses).tolist()
+    last = max((r for r, share in enumerate(tail) if share), default=0)
+    return {"scheme": scheme, "N": N, "accesses": accesses, "seed": seed, "tail": tail[: last + 2]}
+
+
+def layers(N: int, B: int, cipher: str, scratch: Callable[[], Any], rounds: int) -> list[dict[str, Any]]:
+    """What each layer of safety costs, by a Path store of the same shape with more and more of it, on disk; the rows take turns.
+
+    The first row is the floor: opening and sealing the slots of a path, and nothing else.
+    """
+    from oram.benchmark.place import Place
+    from oram.benchmark.subject import _LMDB, Case, _Encrypted
+
+    place = Place("lmdb", 0.0, scratch())
+    case = Case(N, N // 2, B, cipher, place)
+    items = [(key_of(i), b"v") for i in range(N // 2)]
+    works: dict[str, tuple[str, Callable[[int], object]]] = {}
+    close: list[Callable[[], object]] = []
+    plain = _LMDB(case)
+    plain.load(items)
+    close.append(plain.close)
+    works["plain"] = ("LMDB by itself, no sync", lambda i: plain.put_many([items[i % len(items)]]))
+    sealed = _Encrypted(case)
+    sealed.load(items)
+    close.append(sealed.close)
+    works["encrypted"] = (
+        "and each record sealed (hides contents, not access)",
+        lambda i: sealed.put_many([items[i % len(items)]]),
+    )
+    stores = {}
+    for durability in ("none", "process", "sync"):
+        store = oram.create(
+            f"lmdb:{scratch() / durability}", key=_KEY, capacity=N, block_size=B, scheme="path", tree_top=0, cipher=cipher,
+            items=items, durability=durability,
+        )  # fmt: skip
+        close.append(store.close)
+        stores[durability] = store
+    if kernels.active().name == "native":
+        g: Any = stores["none"]._shape.geometry
+        run = floor(cipher, np.zeros((g.slots, g.slot_size), np.uint8))
+        random = np.random.default_rng(1)
+        paths = []
+        for leaf in random.integers(0, g.leaves, 64).tolist():
+            rows = [first + (leaf >> (g.L - g.root_level(j))) for j, first in enumerate(g.offsets[:-1])]
+            paths.append(np.array(rows, np.uint64))
+        works["cipher"] = ("opening and sealing the slots of a path, and nothing else", lambda i: run(paths[i % 64]))
+    says = {
+        "none": "Path ORAM with freshness, no journal (durability none): hides access",
+        "process": "and a journal (process): an acknowledged write survives the process, and recovery leaks nothing",
+        "sync": "and synced (sync): it survives a loss of power",
+    }
+    for durability, text in says.items():
+        works[durability] = (text, lambda i, store=stores[durability]: store.put(*items[i % len(items)]))  # type: ignore[misc]
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(rounds):
+        for name, (_, work) in works.items():
+            begin = time.perf_counter()
+            work(i)
+            times[name].append(1e6 * (time.perf_counter() - begin))
+    for each in close:
+        each()
+    return [
+        {"layer": name, "says": works[name][0], "N": N, "block_size": B, "cipher": cipher, "rounds": rounds, "microseconds": statistics.median(spent)}
+        for name, spent in times.items()
+    ]  # fmt: skip

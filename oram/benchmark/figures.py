@@ -1,0 +1,274 @@
+"""Figures as SVG. Each is drawn from rows of the results and returns the numbers it shows, so that the page can print them beside it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from oram.benchmark.run import Results
+
+__all__ = ["FIGURES", "Drawn", "draw"]
+
+Row: TypeAlias = dict[str, Any]
+
+_COLOURS = {
+    "path": "#2563eb", "ring": "#d97706", "cuckoo": "#059669", "linear": "#7c3aed", "encrypted": "#db2777", "dict": "#6b7280",
+    "plain-lmdb": "#374151", "plain-redis": "#991b1b", "pyoram": "#0891b2",
+}  # fmt: skip
+_MARKS = "osD^vP*X<>"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A figure. caption: what one sees. table: the numbers in it, the first row their names."""
+
+    title: str
+    caption: str
+    svg: str
+    table: list[list[str]]
+
+
+def _colour(name: str, at: int) -> str:
+    return _COLOURS.get(name, f"C{at % 10}")
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "oram"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _axes(title: str, x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7.4, 4.2))
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if log_x:
+        axes.set_xscale("log", base=2 if x.split(",")[0] in ("N", "B", "requests of a call") else 10)
+    if log_y:
+        axes.set_yscale("log")
+    axes.grid(visible=True, which="major", alpha=0.3)
+    return figure, axes
+
+
+def number(value: Any) -> str:
+    """For people: three digits that count. What is no number stays as it is, None is nothing."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _lines(
+    rows: Iterable[Row],
+    key: str,
+    x: str,
+    y: str,
+    title: str,
+    labels: tuple[str, str],
+    caption: str,
+    *,
+    log_x: bool = True,
+    log_y: bool = True,
+) -> Drawn | None:
+    """A line a subject."""
+    listed = [row for row in rows if row.get(y)]
+    names = list(dict.fromkeys(row[key] for row in listed))
+    if not names:
+        return None
+    figure, axes = _axes(title, *labels, log_x=log_x, log_y=log_y)
+    table = [[key, labels[0], labels[1]]]
+    for i, name in enumerate(names):
+        points = sorted((row[x], row[y]) for row in listed if row[key] == name)
+        axes.plot(*zip(*points, strict=True), marker=_MARKS[i % 10], ms=5, lw=1.5, color=_colour(name, i), label=name)
+        table += [[name, number(a), number(b)] for a, b in points]
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return Drawn(title, caption, _svg(figure), table)
+
+
+def _bars(
+    pairs: Sequence[tuple[str, float]], title: str, label: str, caption: str, *, log: bool = True
+) -> Drawn | None:
+    if not pairs:
+        return None
+    figure, axes = _axes(title, label, "", log_x=log)
+    for i, (name, value) in enumerate(pairs):
+        axes.barh(name, value, color=_colour(name.split(",")[0], i), height=0.65)
+        axes.text(value, i, f" {number(value)}", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    return Drawn(title, caption, _svg(figure), [["", label], *([name, number(value)] for name, value in pairs)])
+
+
+# --- from the results
+
+
+def _varied(results: Results, name: str, backend: str) -> list[Row]:
+    """The rows of a backend in which only this setting differs from the first of each."""
+    base = _base(results)
+    others = [each for each in base if each != name]
+    return [r for r in results.compared if r["backend"] == backend and all(r[each] == base[each] for each in others)]
+
+
+def _base(results: Results) -> Row:
+    plan = results.plan
+    return {
+        "N": plan["capacities"][-1], "block_size": plan["block_sizes"][0], "batch": plan["batches"][0], "rtt": plan["rtts"][0],
+        "workload": plan["workloads"][0], "cipher": plan["ciphers"][0],
+    }  # fmt: skip
+
+
+def _said(results: Results, *without: str) -> str:
+    base = _base(results)
+    units = {
+        "N": "N = {:,} blocks",
+        "block_size": "B = {} bytes",
+        "batch": "batches of {}",
+        "rtt": "{} ms of round trip added",
+        "workload": "workload {}",
+        "cipher": "{}",
+    }
+    listed = [name for name in units if name not in without and (name != "rtt" or base["rtt"])]
+    return ", ".join(units[name].format(base[name]) for name in listed)
+
+
+def _moved(results: Results) -> Drawn | None:
+    B = results.plan["block_sizes"][0]
+    return _lines(
+        results.access, "scheme", "N", "blowup", "Bytes moved by an access, in blocks", ("N, blocks", "bytes down and up / B"),
+        f"Counted from the trace, not timed; B = {B} bytes, no tree-top cache, seals and metadata included. What the number of blocks costs each scheme.",
+    )  # fmt: skip
+
+
+def _bytes(results: Results) -> Drawn | None:
+    largest: dict[str, Row] = {row["scheme"]: row for row in results.access}
+    drawn = _bars(
+        [(name, row["bytes_down"] + row["bytes_up"]) for name, row in largest.items()], "Bytes and round trips of an access", "bytes an access",
+        "Counted from the trace at the largest N measured of each scheme, as over a network: the write-back rides with the next read.",
+    )  # fmt: skip
+    if drawn is not None:
+        head = ["scheme", "N", "slots", "bytes down", "bytes up", "round trips", "slots at the server / N"]
+        drawn.table[:] = [head] + [
+            [
+                name,
+                *map(
+                    number,
+                    (
+                        row["N"],
+                        row["slots"],
+                        row["bytes_down"],
+                        row["bytes_up"],
+                        row["round_trips"],
+                        row["server_slots_a_block"],
+                    ),
+                ),
+            ]
+            for name, row in largest.items()
+        ]
+    return drawn
+
+
+def _stash(results: Results) -> Drawn | None:
+    rows = [
+        {"scheme": row["scheme"], "R": r, "share": share}
+        for row in results.stash
+        for r, share in enumerate(row["tail"])
+    ]
+    accesses = results.stash[0]["accesses"] if results.stash else 0
+    return _lines(
+        rows, "scheme", "R", "share", "Stash", ("R, blocks", "share of accesses after which the stash holds more than R"),
+        f"Round robin over all blocks, which fills the stash most, {accesses:,} accesses, no tree-top cache. "
+        "The papers' tails are log-linear: oram reproduce measures them in full.",
+        log_x=False,
+    )  # fmt: skip
+
+
+def _cdf(backend: str) -> Callable[[Results], Drawn | None]:
+    def draw_it(results: Results) -> Drawn | None:
+        rows = _varied(results, "", backend)
+        if not rows:
+            return None
+        figure, axes = _axes(f"Latency, {backend}", "milliseconds of a call", "share of calls", log_x=True)
+        table = [["subject", "calls", "p50, ms", "p99, ms", "p99.9, ms", "largest, ms"]]
+        for i, row in enumerate(rows):
+            shares = [k / (len(row["cdf"]) - 1) for k in range(len(row["cdf"]))]
+            axes.plot(row["cdf"], shares, lw=1.6, color=_colour(row["subject"], i), label=row["subject"])
+            table.append(
+                [row["subject"], *map(number, (row["calls"], row["p50"], row["p99"], row["p999"], row["max"]))]
+            )
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        return Drawn(
+            f"Latency, {backend}", f"{_said(results)}. Wall-clock time; the subjects took turns.", _svg(figure), table
+        )
+
+    return draw_it
+
+
+def _against(name: str, label: str, backend: str, *, log_x: bool = True) -> Callable[[Results], Drawn | None]:
+    def draw_it(results: Results) -> Drawn | None:
+        rows = _varied(results, name, backend)
+        if len({row[name] for row in rows}) < 2:
+            return None
+        return _lines(
+            rows, "subject", name, "a_second", f"Throughput against {label.split(',')[0]}, {backend}", (label, "requests a second"),
+            f"{_said(results, name)}. One client, one call after the other.", log_x=log_x,
+        )  # fmt: skip
+
+    return draw_it
+
+
+def _memory(results: Results) -> Drawn | None:
+    largest: dict[str, Row] = {row["scheme"]: row for row in results.access}
+    return _bars(
+        [(name, row["client_bytes_a_block"]) for name, row in largest.items()], "Client memory", "bytes of client state a block",
+        "The persisted client state at the largest N measured of each scheme, without a tree-top cache and with a directory of 16 bytes a record.",
+    )  # fmt: skip
+
+
+def _set_up(results: Results) -> Drawn | None:
+    rows = [row for backend in results.plan["backends"] for row in _varied(results, "", backend)]
+    return _bars(
+        [(f"{row['subject']}, {row['backend']}", row["set_up_seconds"]) for row in rows], "Set-up", "seconds",
+        f"Making the store and filling it half; {_said(results, 'batch', 'workload')}. One run each: read it as an order of magnitude.",
+    )  # fmt: skip
+
+
+def _layers(results: Results) -> Drawn | None:
+    drawn = _bars(
+        [(row["layer"], row["microseconds"]) for row in results.layers], "What each layer of safety costs", "microseconds of a put, median",
+        "On LMDB, Path ORAM without a tree-top cache. Each row has what those above it have, and more; “cipher” is the floor of the rows below it.",
+    )  # fmt: skip
+    if drawn is not None:
+        drawn.table[:] = [["layer", "what it is", "microseconds, median"]] + [
+            [row["layer"], row["says"], number(row["microseconds"])] for row in results.layers
+        ]
+    return drawn
+
+
+FIGURES: tuple[Callable[[Results], Drawn | None], ...] = (
+    _moved,
+    _bytes,
+    *(_cdf(backend) for backend in ("memory", "lmdb", "redis")),
+    *(_against("batch", "requests of a call", backend) for backend in ("memory", "lmdb", "redis")),
+    *(_against("rtt", "round trip, ms added", backend, log_x=False) for backend in ("memory", "redis")),
+    *(_against("N", "N, blocks", backend) for backend in ("memory", "lmdb", "redis")),
+    *(_against("block_size", "B, bytes", backend) for backend in ("memory", "lmdb", "redis")),
+    _stash,
+    _memory,
+    _set_up,
+    _layers,
+)
+
+
+def draw(results: Results) -> list[Drawn]:
+    """All figures for which there are rows."""
+    return [drawn for each in FIGURES if (drawn := each(results)) is not None]

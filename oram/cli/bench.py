@@ -1,0 +1,171 @@
+"""``oram bench``: flags to a plan, a plan to results, results to a table and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from oram.cli.exits import InputError
+from oram.cli.progress import meter
+
+__all__ = ["bench"]
+
+_WIDTH = 150  # of a table, where the output is no terminal
+_MISSING = "the page needs the extra report: pip install 'oram[report]'"
+
+
+def _many(help: str) -> Any:
+    return typer.Option(help=f"{help} Several, separated by commas.", show_default="as the plan says")
+
+
+def bench(
+    subjects: Annotated[
+        str | None,
+        _many(
+            "Schemes, baselines (dict, plain-lmdb, plain-redis, encrypted, pyoram), and those of installed packages."
+        ),
+    ] = None,
+    backends: Annotated[str | None, _many("memory, lmdb, redis (a server of its own, started here).")] = None,
+    ciphers: Annotated[str | None, _many("aes-256-gcm, aegis-256.")] = None,
+    capacities: Annotated[str | None, _many("Blocks; half of them are records when a run begins.")] = None,
+    block_sizes: Annotated[str | None, _many("Bytes of a block.")] = None,
+    batches: Annotated[str | None, _many("Requests of a call.")] = None,
+    rtts: Annotated[str | None, _many("Milliseconds of a round trip, added.")] = None,
+    workloads: Annotated[str | None, _many("YCSB's A to F, uniform, or files with recorded traces.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="For each subject in each comparison.", show_default="2")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of what is asked for.", show_default="1")] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="The same settings in TOML; flags come on top.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small stores and short runs: about two minutes.")] = False,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="For results.json and report.html; those of an earlier run are replaced.",
+        ),
+    ] = Path("oram-bench"),
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Measure nothing: make the page of these results.")
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--directory", metavar="DIR", help="Scratch stores go there: the disk to be measured."),
+    ] = None,
+) -> int:
+    """Compare oblivious stores, with one another and with stores that hide less.
+
+    From each setting's values one is varied at a time; the largest capacity and the first of all others are the rest.
+    What was measured is kept when a run is interrupted.
+    """  # fmt: skip
+    from oram.benchmark.plan import QUICK, Plan
+    from oram.benchmark.run import Results, measure
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {output}: {error.strerror}") from None
+    if report is not None:
+        try:
+            results = Results.from_json(report.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read {report}: {error.strerror}") from None
+        except ValueError as error:
+            raise InputError(f"{report}: {error}") from None
+        if not _page(results, output):
+            raise InputError(_MISSING)
+        return 0
+    chosen = QUICK if quick else Plan()
+    if plan is not None:
+        chosen = Plan.from_toml(plan, chosen)
+    given = {
+        "subjects": _split(subjects), "backends": _split(backends), "ciphers": _split(ciphers), "workloads": _split(workloads),
+        "capacities": _numbers(capacities, int), "block_sizes": _numbers(block_sizes, int), "batches": _numbers(batches, int),
+        "rtts": _numbers(rtts, float), "seconds": seconds, "seed": seed,
+    }  # fmt: skip
+    chosen = Plan.of({name: value for name, value in given.items() if value is not None}, chosen)
+    kept: list[Results] = []
+
+    def keep(results: Results) -> None:
+        kept[:] = [results]
+        _write(output / "results.json", results.to_json())
+
+    try:
+        with meter("oram bench") as bar:
+
+            def progress(what: str, steps: int, done: int) -> None:
+                bar.stage(what, steps)
+                bar.at(done)
+
+            keep(measure(chosen, keep=keep, progress=progress, directory=directory))
+    finally:
+        if kept:
+            made = _page(kept[0], output)
+            _print(kept[0], output, made)
+    return 0
+
+
+def _split(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str | None, kind: Any) -> tuple[Any, ...] | None:
+    try:
+        return None if text is None else tuple(map(kind, _split(text) or ()))
+    except ValueError:
+        raise InputError(f"not numbers, separated by commas: {text}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _page(results: Any, output: Path) -> bool:
+    try:
+        from oram.benchmark.report import page
+    except ImportError:
+        return False
+    _write(output / "report.html", page(results))
+    return True
+
+
+def _print(results: Any, output: Path, made: bool) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    head = (
+        "subject",
+        "backend",
+        "N",
+        "B",
+        "batch",
+        "rtt, ms",
+        "workload",
+        "requests/s",
+        "p50, ms",
+        "p99, ms",
+        "p99.9, ms",
+    )
+    table = Table(*head, title="compared in turns, within one run")
+    for row in results.compared:
+        table.add_row(
+            row["subject"], row["backend"], f"{row['N']:,}", str(row["block_size"]), str(row["batch"]), f"{row['rtt']:g}", row["workload"],
+            f"{row['a_second']:,.0f}", f"{row['p50']:.3g}", f"{row['p99']:.3g}", f"{row['p999']:.3g}",
+        )  # fmt: skip
+    console.print(table)
+    for row in results.skipped:
+        console.print(f"not measured here: {row['what']}: {row['why']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"results: {output / 'results.json'}", markup=False, highlight=False, soft_wrap=True)
+    page = f"page: {output / 'report.html'}" if made else f"no page: {_MISSING}"
+    console.print(page, markup=False, highlight=False, soft_wrap=True)

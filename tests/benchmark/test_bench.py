@@ -1,0 +1,255 @@
+"""``oram bench``: what it is told to measure, what it measures, and that the page says nothing else."""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oram.benchmark import GROUP, WORKLOADS, Plan, Recorder, Request, Results, measure, read_trace
+from oram.benchmark.plan import QUICK
+from oram.benchmark.subject import Case, Subject, subjects
+from oram.benchmark.workload import SCAN
+from oram.cli import main
+from oram.errors import ParameterError
+
+SMALL: dict[str, Any] = {
+    "subjects": ("path", "ring", "cuckoo", "linear", "dict", "plain-lmdb", "encrypted", "pyoram"), "backends": ("memory", "lmdb"),
+    "capacities": (64, 128), "block_sizes": (128,), "batches": (1, 8), "rtts": (0.0, 1.0), "seconds": 0.02,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ORAM_PYORAM", raising=False)
+        return measure(Plan.of(SMALL, QUICK))
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_has_the_shares_that_it_names(name: str) -> None:
+    workload = WORKLOADS[name]
+    asked = list(islice(workload.requests(1000, 2000, 1), 20_000))
+    assert asked == list(islice(workload.requests(1000, 2000, 1), 20_000))
+    assert asked != list(islice(workload.requests(1000, 2000, 2), 20_000))
+    kinds = Counter(request.kind for request in asked)
+    drawn = workload.get + workload.update + workload.insert + workload.scan + 2 * workload.modify
+    shares = {
+        "get": workload.get + workload.modify,
+        "put": workload.update + workload.insert + workload.modify,
+        "scan": workload.scan,
+        "delete": 0.0,
+    }
+    for kind, share in shares.items():
+        assert kinds[kind] / len(asked) == pytest.approx(share / drawn, abs=0.02)
+    assert all(0 <= request.number < 2000 for request in asked)
+    assert all(request.number + SCAN <= 2000 for request in asked if request.kind == "scan")
+
+
+def test_zipf_and_latest() -> None:
+    popular = Counter(request.number for request in islice(WORKLOADS["C"].requests(1000, 1000, 1), 50_000))
+    first, tenth = popular.most_common(10)[0][1], popular.most_common(10)[9][1]
+    assert first / tenth == pytest.approx(10**0.99, rel=0.2)
+    latest = [r.number for r in islice(WORKLOADS["D"].requests(1000, 2000, 1), 5_000) if r.kind == "get"]
+    assert sum(number > 900 for number in latest) > len(latest) / 2
+
+
+def test_traces(tmp_path: Path) -> None:
+    store: dict[bytes, bytes] = {}
+    recorder = Recorder(store)
+    recorder[b"secret key"] = b"1"
+    assert recorder[b"secret key"] == b"1"
+    assert recorder.get(b"b") is None
+    del recorder[b"secret key"]
+    recorder.save(tmp_path / "trace")
+    kinds = [("put", 0), ("get", 0), ("get", 1), ("delete", 0)]
+    assert [(each.kind, each.number) for each in read_trace(tmp_path / "trace")] == kinds
+    assert recorder.requests[0] == Request("put", 0)
+    assert b"secret" not in (tmp_path / "trace").read_bytes()
+    for bad in ("", "{", '{"op": "get"}', '{"op": "pop", "record": 1}', '{"op": "get", "record": -1}'):
+        (tmp_path / "bad").write_text(bad)
+        with pytest.raises(ParameterError):
+            read_trace(tmp_path / "bad")
+
+
+# Plans
+
+
+def test_all_problems_together() -> None:
+    with pytest.raises(ParameterError) as caught:
+        Plan(subjects=("path", "nobody"), backends=("tape",), capacities=(3,), batches=(), rtts=(-1.0,))
+    for problem in ("nobody", "tape", "capacity", "batches", "round trip"):
+        assert problem in str(caught.value)
+
+
+def test_a_plan_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text('subjects = ["path", "dict"]\ncapacities = 256\nseconds = 1\nrtts = [0, 2.5]\n')
+    told = {"subjects": ["path", "dict"], "capacities": [256], "seconds": 1.0, "rtts": [0.0, 2.5]}
+    assert Plan.from_toml(path, QUICK) == Plan.of(told, QUICK)
+    for bad in ("colour = 1", 'capacities = "x"', "subjects = 1", "= 3", "seconds = true"):
+        path.write_text(bad)
+        with pytest.raises(ParameterError):
+            Plan.from_toml(path, QUICK)
+
+
+# What is measured
+
+
+def test_each_combination_is_there(results: Results) -> None:
+    assert results.complete
+    for row in results.compared:
+        assert row["p50"] <= row["p99"] <= row["p999"] <= row["max"]
+        assert row["a_second_least"] <= row["a_second"] * 1.0001
+        assert len(row["cdf"]) == 201
+        assert row["cdf"] == sorted(row["cdf"])
+    memory = {row["subject"] for row in results.compared if row["backend"] == "memory" and not row["rtt"]}
+    assert memory == {"path", "ring", "cuckoo", "linear", "dict", "encrypted"}
+    disk = {row["subject"] for row in results.compared if row["backend"] == "lmdb"}
+    assert disk == {*memory, "plain-lmdb"} - {"dict"}
+    far = [row for row in results.compared if row["rtt"]]
+    assert far
+    assert all(row["p50"] >= 1 for row in far)
+    (skipped,) = results.skipped
+    assert skipped["what"] == "pyoram"
+    assert "pip install pyoram==0.2.1" in skipped["why"]
+
+
+def test_an_access_is_counted(results: Results) -> None:
+    for row in results.access:
+        assert row["round_trips"] == pytest.approx(1, abs=0.02), row["scheme"]
+        if row["scheme"] == "linear":
+            assert row["blowup"] == pytest.approx(2 * row["N"], rel=0.3)
+
+
+def test_no_kind_of_request_differs(results: Results) -> None:
+    """The page says that they cost the same; Path and Linear exactly, Ring and Cuckoo within what their schedules do."""
+    for scheme in ("path", "linear"):
+        rows = [row for row in results.kinds if row["scheme"] == scheme]
+        assert len({(row["slots"], row["bytes_down"], row["bytes_up"], row["round_trips"]) for row in rows}) == 1
+    for row in results.kinds:
+        others = [other for other in results.kinds if other["scheme"] == row["scheme"]]
+        mean = sum(other["slots"] for other in others) / len(others)
+        assert abs(row["slots"] - mean) <= 4 * row["slots_ci95"] / 1.96 + 1e-9, (row["scheme"], row["kind"])
+
+
+def test_what_was_measured_is_kept_when_it_is_interrupted() -> None:
+    kept: list[int] = []
+
+    def progress(what: str, steps: int, done: int) -> None:
+        if "batch=8" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(
+            Plan.of({**SMALL, "subjects": ("dict",), "backends": ("memory",)}, QUICK),
+            keep=lambda found: kept.append(len(found.compared)),
+            progress=progress,
+        )
+    assert kept[-1] == 2
+
+
+class _Own:
+    """What a package of somebody else's brings."""
+
+    def __init__(self, case: Case) -> None:
+        self.records: dict[bytes, bytes] = {}
+        assert case.N == 64
+
+    def load(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        self.records.update(items)
+
+    def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        return [self.records.get(key) for key in keys]
+
+    def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        self.records.update(items)
+
+    def delete_many(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            self.records.pop(key, None)
+
+    def client_bytes(self) -> int:
+        return 7
+
+    def close(self) -> None:
+        self.records.clear()
+
+
+def test_a_subject_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name = "own"
+
+        def load(self) -> Any:
+            return lambda: Subject("own", "an example", ("memory",), _Own)
+
+    def entry_points(*, group: str) -> list[Entry]:
+        return [Entry()] if group == GROUP else []
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    assert "own" in subjects()
+    told = {**SMALL, "subjects": ["own"], "backends": ["memory"], "capacities": [64], "workloads": ["F"], "rtts": [0]}
+    rows = measure(Plan.of(told, QUICK)).compared
+    assert {(row["subject"], row["client_bytes"]) for row in rows} == {("own", 7)}
+
+
+# The page
+
+
+def test_the_page_holds_what_the_results_do_and_nothing_from_elsewhere(results: Results) -> None:
+    pytest.importorskip("matplotlib")
+    from oram.benchmark.figures import draw, number
+    from oram.benchmark.report import page
+
+    text = page(results)
+    outside = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\(([^#)][^)]*)\)', text)
+    assert outside == []
+    assert "<script" not in text.replace('<script type="application/json" id="results">', "")
+    inside = text.partition('id="results">')[2].partition("</script>")[0].replace("<\\/", "</")
+    assert Results.from_json(inside) == Results.from_json(results.to_json())
+
+    def numbers(value: Any) -> set[str]:
+        if isinstance(value, dict):
+            return {found for each in value.values() for found in numbers(each)}
+        if isinstance(value, list):
+            return {found for each in value for found in numbers(each)}
+        return {number(value)} if isinstance(value, int | float) else {str(value)}
+
+    known = numbers(json.loads(results.to_json()))
+    known |= {number(row["bytes_down"] + row["bytes_up"]) for row in results.access}
+    known |= {number(r) for row in results.stash for r in range(len(row["tail"]))}
+    figures = draw(results)
+    assert len(figures) >= 10
+    for drawn in figures:
+        for row in drawn.table[1:]:
+            assert set(row[1:]) <= known, drawn.title
+            assert all(html.escape(cell) in text for cell in row)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    out, kept = str(tmp_path / "out"), tmp_path / "out" / "results.json"
+    told = {"subjects": "path,dict", "backends": "memory", "capacities": 64, "batches": 1, "rtts": 0, "seconds": 0.02}
+    few = [f"--{name}={value}" for name, value in told.items()]
+    assert main(["bench", "--quick", *few, "-o", out]) == 0
+    assert "path" in capsys.readouterr().out
+    assert Results.from_json(kept.read_text()).plan["subjects"] == ["path", "dict"]
+    before = (tmp_path / "out" / "report.html").read_text()
+    assert main(["bench", "--report", str(kept), "-o", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "report.html").read_text() == before
+    assert main(["bench", "--report", str(tmp_path / "nothing"), "-o", out]) == 2
+    (tmp_path / "other.json").write_text("[]")
+    assert main(["bench", "--report", str(tmp_path / "other.json"), "-o", out]) == 2
+    assert main(["bench", "--subjects", "nobody", "-o", out]) == 2
+    assert main(["bench", "--batches", "many", "-o", out]) == 2
