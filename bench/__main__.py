@@ -1,17 +1,18 @@
-"""``python -m bench [--quick] [name ...]``: measure, print, and keep the figures with their provenance."""
+"""``python -m bench [--quick] [name ...]``: measure, print, and keep the figures with their provenance; ``python -m bench readme`` checks README's."""
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, cuckoo, remote, ring
+from bench import bars, cuckoo, readme, remote, ring
 from bench.measure import Row, machine, seal_4096
 
 BARS = {**bars.BARS, **ring.BARS, **cuckoo.BARS, **remote.BARS}
@@ -19,7 +20,12 @@ BARS = {**bars.BARS, **ring.BARS, **cuckoo.BARS, **remote.BARS}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *BARS], help="which groups of bars; all by default")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[[], "readme", *BARS],
+        help="which groups of bars, all by default; readme: the ratios that README states",
+    )
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
     parser.add_argument("--save", action="store_true", help="write bench/results/DATE.json")
     options = parser.parse_args()
@@ -28,6 +34,8 @@ def main() -> None:
         f"{cipher}, 4096 bytes, us": f"{seal_4096(cipher):.2f}" for cipher in ("aes-256-gcm", "aegis-256")
     }
     console.print(where)
+    if options.names == ["readme"]:
+        sys.exit(0 if readme.measure(BARS, console) else "a ratio that README states was not reproduced")
     table = Table(
         "what", "measured", "reference", "unit", "ratio", "bar", "", title="measured beside its reference, in one run"
     )

@@ -43,7 +43,7 @@ def test_a_workload_has_the_shares_that_it_names(name: str) -> None:
     asked = list(islice(workload.requests(1000, 2000, 1), 20_000))
     assert asked == list(islice(workload.requests(1000, 2000, 1), 20_000))
     assert asked != list(islice(workload.requests(1000, 2000, 2), 20_000))
-    kinds = Counter(request.kind for request in asked)
+    kinds = Counter[str](request.kind for request in asked)
     drawn = workload.get + workload.update + workload.insert + workload.scan + 2 * workload.modify
     shares = {
         "get": workload.get + workload.modify,
