@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 #: What runs no kernels, or both by itself, or is about the engine and servers whatever the kernel: once is enough.
-ONE_KERNEL = {"benchmark", "backends", "dashboard", "docs", "kernels", "papers", "test_trace.py"}
+ONE_KERNEL = {"audit", "benchmark", "backends", "dashboard", "docs", "kernels", "papers", "test_trace.py"}
 ONE_KERNEL |= {
     "test_failover.py",
     "test_failover_crash.py",

@@ -1,9 +1,5 @@
 """What the server sees, live: ``oram watch``, a page on the loopback that shows a plain store and an oblivious one under the same workload.
 
-    workload    what is asked for
-    sights      what one access showed, from its trace alone
-    running     tests that may be looked at as often as one likes, with one false-alarm rate for the run
-    sides       the two stores, and all that was seen of each
     session     a run: settings, steps, frames
     frames      the newest frame to many viewers, and no queue
     server      the page, its events and its switches

@@ -8,10 +8,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from oram.dashboard.leaks import LEAKS, Leak
-from oram.dashboard.running import ALPHA, Finding
-from oram.dashboard.sides import RECENT, SCHEMES, Side, oblivious, plain
-from oram.dashboard.workload import RECORDS, WORKLOADS
+from oram.audit.leaks import LEAKS, Leak
+from oram.audit.running import ALPHA, Finding
+from oram.audit.sides import RECENT, SCHEMES, Side, oblivious, plain
+from oram.audit.workload import RECORDS, WORKLOADS
 from oram.errors import ParameterError
 from oram.params import refuse
 

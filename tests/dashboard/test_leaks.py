@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import oram
+from oram.audit.leaks import LEAKS, Leak
+from oram.audit.sides import SCHEMES
 from oram.backends import MemoryBackend
-from oram.dashboard.leaks import LEAKS, Leak
 from oram.dashboard.session import Session, Settings
-from oram.dashboard.sides import SCHEMES
 from oram.errors import ParameterError
 from oram.testing.randomness import Coins, pinned
 

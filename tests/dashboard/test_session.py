@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from oram.audit.sides import SCHEMES
+from oram.audit.workload import RECORDS, WORKLOADS
 from oram.dashboard import session as session_module
 from oram.dashboard.session import Session, Settings, choices
-from oram.dashboard.sides import SCHEMES
-from oram.dashboard.workload import RECORDS, WORKLOADS
 from oram.errors import ParameterError
 
 

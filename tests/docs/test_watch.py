@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from oram.dashboard import sights
-from oram.dashboard.leaks import LEAKS
-from oram.dashboard.running import battery
+from oram.audit import sights
+from oram.audit.leaks import LEAKS
+from oram.audit.running import battery
+from oram.audit.sides import SCHEMES, oblivious
 from oram.dashboard.session import LIMIT, RATES, Settings
-from oram.dashboard.sides import SCHEMES, oblivious
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "watch.md").read_text()

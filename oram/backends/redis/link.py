@@ -184,6 +184,15 @@ class Link:
         self.drop()
         raise trouble
 
+    def hear(self) -> Any:
+        """The next thing that the server says by itself."""
+        try:
+            return self._wire.hear()
+        except Exception as error:
+            trouble = trouble_of(error)
+        self.drop()
+        raise trouble
+
     def drop(self) -> None:
         """Close the connection, if any. In a child of the process that made it, its copy only."""
         self._wire.drop()

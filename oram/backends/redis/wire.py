@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -115,6 +116,12 @@ class Wire:
                 raise FloodError
             room -= self._receive(end)
         return replies
+
+    def hear(self) -> Any:
+        """The next reply, asked for or not. TimeoutError where none comes."""
+        while (reply := self._reader.gets()) is _MORE:
+            self._receive(math.inf)
+        return reply
 
     def _send(self, piece: bytes, end: float) -> None:
         view, there = memoryview(piece), self._open()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from oram.dashboard.sights import CuckooSights, LinearSights, PlainSights, RingSights, Sight, Sights
+from oram.audit.sights import CuckooSights, LinearSights, PlainSights, RingSights, Sight, Sights
 from oram.testing import statistics
 from oram.testing.statistics import Result
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from oram.dashboard.running import ALPHA, MOST, Exact, Statistical, battery
-from oram.dashboard.sides import oblivious, plain
-from oram.dashboard.sights import PlainSights, Sight
+from oram.audit.running import ALPHA, MOST, Exact, Statistical, battery
+from oram.audit.sides import oblivious, plain
+from oram.audit.sights import PlainSights, Sight
 from oram.testing.statistics import Result
 
 

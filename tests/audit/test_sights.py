@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 import oram
+from oram.audit import sights
+from oram.audit.sides import SCHEMES, oblivious, plain
+from oram.audit.workload import RECORDS, WORKLOADS
 from oram.backends import MemoryBackend
 from oram.cli.view import View
-from oram.dashboard import sights
-from oram.dashboard.sides import SCHEMES, oblivious, plain
-from oram.dashboard.workload import RECORDS, WORKLOADS
 from oram.params import CuckooParams
 from oram.testing.statistics import used_first
 from oram.trace import Event, TraceBackend

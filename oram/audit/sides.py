@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 import oram
+from oram.audit import sights
+from oram.audit.leaks import Leak
+from oram.audit.running import Finding, battery
+from oram.audit.sights import PlainSights, Sight, Sights
+from oram.audit.workload import RECORDS, Request, records
 from oram.backends import MemoryBackend
-from oram.dashboard import sights
-from oram.dashboard.leaks import Leak
-from oram.dashboard.running import Finding, battery
-from oram.dashboard.sights import PlainSights, Sight, Sights
-from oram.dashboard.workload import RECORDS, Request, records
 from oram.encrypted import EncryptedStore
 from oram.errors import MissingKeyError
 from oram.params import CuckooParams, PathParams, RingParams, SchemeParams
@@ -96,12 +96,15 @@ def plain() -> Side:
     return Side("Encrypted only", trace, PlainSights(RECORDS), _asking(store))
 
 
-def oblivious(scheme: str, leak: Leak | None) -> Side:
-    """A store of this scheme that holds the records, sound or with a leak, at an instant from which all its slots and tables are in use."""
+def oblivious(scheme: str, leak: Leak | None, params: SchemeParams | None = None) -> Side:
+    """A store of this scheme that holds the records, sound or with a leak, at an instant from which all its slots and tables are in use.
+
+    params: in place of those of ``SCHEMES``; of trees, with pages of one bucket, and XOR.
+    """
     trace, held = TraceBackend(MemoryBackend()), records()
     options: dict[str, Any] = {
         "key": oram.generate_key(), "capacity": RECORDS, "block_size": _LINEAR_BLOCK if scheme == "linear" else _BLOCK,
-        "scheme": SCHEMES[scheme], "tree_top": 0, "durability": "process",
+        "scheme": params or SCHEMES[scheme], "tree_top": 0, "durability": "process",
         "items": None if scheme == "cuckoo" else held,
     }  # fmt: skip
     store = oram.create(trace, **options) if leak is None else leak.create(trace, **options)

@@ -1,0 +1,103 @@
+"""What a Redis or Valkey server itself says that it was told (MONITOR), of one store among whatever else happens on it."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from oram.backends import RedisBackend, RedisOptions
+from oram.backends.redis.link import Link
+from oram.backends.redis.wire import pack
+from oram.errors import BackendAccessError, BackendError, ParameterError
+from oram.testing.serverlog import parse
+from oram.trace import Event, TraceBackend
+
+__all__ = ["Listener"]
+
+_WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
+
+
+class Listener:
+    """Scratch stores on a server, and its own account of what they ask for. The user needs the right to MONITOR, and to the names of scratch stores."""
+
+    def __init__(self, url: str) -> None:
+        self._options = RedisOptions.from_url(url)
+        if len(self._options.addresses) > 1:
+            raise ParameterError("name one node of the cluster: MONITOR shows what that one is told")
+
+    def backend(self, name: str) -> RedisBackend:
+        """A backend under this name on the same server."""
+        return RedisBackend(dataclasses.replace(self._options, name=name))
+
+    @contextmanager
+    def look(self, trace: TraceBackend) -> Iterator[list[Event]]:
+        """For ``testing.worlds.observe``: the events of a store as its server logs them; what the trace recorded is not looked at."""
+        name = cast(RedisBackend, trace.inner).options.name
+        events: list[Event] = []
+        with self._monitored() as commands:
+            yield events
+        link = self._link()
+        try:
+            (reply,) = link.trip([pack(b"HGETALL", b"{%s}:regions" % name.encode())])
+        finally:
+            link.drop()
+        regions = dict(zip(reply[::2], reply[1::2], strict=True))
+        regions.pop(b"", None)  # the last number given out
+        mine = b"{%s}:" % name.encode()
+        events += parse(_of_store(commands, mine), name, regions)
+
+    def _link(self) -> Any:
+        link = Link(self._options)
+        link.connect(0.0)
+        return link
+
+    @contextmanager
+    def _monitored(self) -> Iterator[list[list[bytes]]]:
+        mark, seen, link = secrets.token_hex(16).encode(), list[list[bytes]](), self._link()
+        (reply,) = link.trip([pack(b"MONITOR")])
+        if reply != b"OK":
+            link.drop()
+            raise BackendAccessError("the user may not MONITOR, which shows what the server is told")
+        failed: list[Exception] = []
+
+        def listen() -> None:
+            try:
+                while True:
+                    line = link.hear()
+                    if mark in line:
+                        return
+                    words = _WORD.findall(line.split(b"] ", 1)[1])
+                    seen.append([codecs.escape_decode(word)[0] for word in words])
+            except Exception as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=listen, name="oram-audit", daemon=True)
+        thread.start()
+        try:
+            yield seen
+        finally:
+            other = self._link()
+            other.trip([pack(b"ECHO", mark)])
+            other.drop()
+            thread.join(60)
+            link.drop()
+        if failed or thread.is_alive():
+            raise BackendError("the server stopped showing what it is told")
+
+
+def _of_store(commands: list[list[bytes]], prefix: bytes) -> list[list[bytes]]:
+    """Those that name a key of the store, or none at all: of others on the server nothing else is looked at.
+
+    Commands without a key end no round trip of the store, and carry no slot.
+    """
+    return [
+        words
+        for words in commands
+        if any(word.startswith(prefix) for word in words[1:]) and words[0].upper() not in (b"ECHO", b"SCAN")
+    ]
