@@ -18,6 +18,7 @@ from oram.params.cuckoo import STASH, CuckooGeometry, LevelShape, Part, Segment,
 from oram.types import I64
 
 LEFT = 128  # blocks that the chunks of one rebuild leave over together; more are with a probability below 2^-80
+STASHED = 4 * STASH  # entries that all tables leave over together: the mean is below one
 ADDRESS_BITS = 27  # of a sealed word; above them whether the address is empty, and four bits of age
 
 
@@ -79,7 +80,7 @@ class BinnedGeometry(CuckooGeometry):
     most: ClassVar[int] = 1 << ADDRESS_BITS
 
     @cached_property
-    def levels(self) -> tuple[BinShape, ...]:  # type: ignore[override]
+    def levels(self) -> tuple[BinShape, ...]:
         """Shapes of levels 0..L. The bottom is chosen among the entries of the old one and of all levels."""
         single = self.rebuild == "amortized"
         sizes = [(self.c << i, self.c << i) for i in range(self.L)] + [(self.N, self.N + (self.c << self.L))]
@@ -147,7 +148,10 @@ class BinnedWork(Work):
         return Part(2 * chunk + 1, begin, begin + LEFT)
 
     def known(self, k: int) -> list[Part]:
-        """What of its slots the client has in hand before the k-th access, from 1 on: what the chunks left over, the stashes of bins, and the current chunk or bin."""
+        """What of its slots the client has in hand before the k-th access, from 1 on.
+
+        That is what the chunks left over, the stashes of bins that are written, and the current chunk or bin.
+        """
         last, b = self.parts(k - 1)[-1], self.shape.b
         segment = self.segments[last.segment]
         read = segment.source < 0 or segment.kind == "middle"

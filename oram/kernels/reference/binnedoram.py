@@ -32,7 +32,7 @@ from oram.kernels.reference.cipher import ReferenceKeys
 from oram.kernels.reference.coins import Coins
 from oram.kernels.reference.cuckoooram import place
 from oram.params import BinnedGeometry, Table
-from oram.params.binned import LEFT, BinnedWork
+from oram.params.binned import LEFT, STASHED, BinnedWork
 from oram.params.cuckoo import STASH, Part
 from oram.types import I64, U8, U32
 
@@ -137,7 +137,7 @@ class ReferenceBinned:
 
     def _bins(self, table: Table, addresses: Iterable[int]) -> list[int]:
         cells = self.pairs(table, np.array(list(addresses), np.int64))
-        return (cells[:, 0] // self._geometry.levels[table.level].m).tolist()
+        return [u // self._geometry.levels[table.level].m for u in cells[:, 0].tolist()]
 
     # --- the top buffers
 
@@ -267,7 +267,7 @@ class ReferenceBinned:
         known = set(self._writes)
         for clock in range(self._clock, self._clock + len(piece.searches)):
             wrote: list[int] = []
-            for table, work, parts in self._share(clock):
+            for _, work, parts in self._share(clock):
                 for part in parts:
                     here, under = work.slots(part)
                     if work.segments[part.segment].kind in ("input", "middle"):
@@ -439,7 +439,7 @@ class ReferenceBinned:
                 build.stash[entry[0] & ~TOMB] = entry
             else:
                 content[cell] = entry
-        if len(stash) > STASH:
+        if len(stash) > STASH or self.stash_size + sum(len(each.stash) for each in self._builds.values()) > STASHED:
             raise StashOverflowError
         return [*content, *stash, *[None] * (STASH - len(stash))]
 
