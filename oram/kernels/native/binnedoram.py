@@ -54,7 +54,9 @@ class NativeBinned:
         )  # fmt: skip
         self._places = [self._level(level) for level in range(g.L + 1)]
         self._stashes = Lent(self._struct)
-        self._stash_of: npt.NDArray[np.int32] = self._stashes.lend("stash_of", np.full(STASHED, -1, np.int32), "int32_t[]")
+        self._stash_of: npt.NDArray[np.int32] = self._stashes.lend(
+            "stash_of", np.full(STASHED, -1, np.int32), "int32_t[]"
+        )
         self._stashes.lend("stash_addr", np.zeros(STASHED, np.uint32), "uint32_t[]")
         self._stashes.lend("stash_data", np.zeros((STASHED, g.B), np.uint8), "uint8_t[]")
         self._lent = [Lent(self._builds[level]) for level in range(g.L + 1)]
@@ -141,11 +143,11 @@ class NativeBinned:
     def _make_room(self, tables: int, reads: int, writes: int) -> None:
         """Memory for a batch that needs so much."""
         g, q, m = self._geometry, self._batch, self._capacity
-        for room, size in (("table", tables), ("fetch", 2 * m + reads), ("read", reads), ("write", writes)):
-            if size <= getattr(q, f"{room}_room") > 0:
+        for room, least in (("table", tables), ("fetch", 2 * m + reads), ("read", reads), ("write", writes)):
+            if least <= getattr(q, f"{room}_room") > 0:
                 continue
             setattr(q, f"{room}_room", 0)
-            size += size // 4 + 1
+            size = least + least // 4 + 1
             for field, (dtype, each) in ROOMS[room].items():
                 self._memory.lend(field, np.zeros(size * each, dtype), C_TYPES[dtype])
             if room == "table":
@@ -267,7 +269,7 @@ class NativeBinned:
         if self._cold:
             if self.resume()[0].size:
                 raise ValueError("`resume` comes first")
-            self.forget(cold=False)
+            self.resumed(Slots(np.zeros((0, self._geometry.slot_size), np.uint8), np.zeros(0, np.uint8)))
         r, need = self._requests, (ffi.new("uint32_t *"), ffi.new("uint64_t *"), ffi.new("uint64_t *"))
         self._run(lib.oram_binned_count, self._struct, r.m, *need)
         self._make_room(*(int(each[0]) for each in need))
@@ -381,7 +383,8 @@ class NativeBinned:
         g = self._geometry
         tables = g.alive(self._clock, self._built)
         places = [
-            t.level * 16 + ((t.epoch >> g.L) & 1 if t.level == g.L else g.target(t.epoch + (1 << t.level))) for t in tables
+            t.level * 16 + ((t.epoch >> g.L) & 1 if t.level == g.L else g.target(t.epoch + (1 << t.level)))
+            for t in tables
         ]
         return int(np.isin(self._stash_of, places).sum())
 

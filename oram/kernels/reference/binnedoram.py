@@ -125,7 +125,10 @@ class ReferenceBinned:
     # --- hash functions
 
     def pairs(self, table: Table, addr: npt.NDArray[np.integer]) -> I64:
-        """The cells of these addresses, int64 (n, 2): the first counted over all bins, the second in the bin of the first. 128 bits of a PRF, multiplied high."""
+        """The cells of these addresses, int64 (n, 2): the first counted over all bins, the second in the bin of the first.
+
+        They are 128 bits of a PRF, multiplied high.
+        """
         blocks = np.zeros((addr.size, 4), "<u4")
         blocks[:, 0], blocks[:, 1] = addr, table.level
         blocks[:, 2], blocks[:, 3] = table.epoch & 0xFFFFFFFF, table.epoch >> 32
@@ -142,15 +145,22 @@ class ReferenceBinned:
     # --- the top buffers
 
     def _kept(self, addr: int, clock: int) -> tuple[int, int, int] | None:
-        """Flush, page and row of the newest row of an address that is still in client memory."""
+        """Flush, page and row of the newest row of an address. None where that is in a table by now: it is found there, before any older row counts."""
         at = self._row.get(addr)
         if at is None or (at[0] < clock // self._geometry.c and self._geometry.home(at[0], clock, self._built)):
             return None
         return at
 
     def rows(self) -> dict[int, tuple[int, int, int]]:
-        """Flush, page and row of each address whose newest copy may be in a top buffer: it is, but where a table is newer."""
-        return {addr: at for addr, at in self._row.items() if self._kept(addr, self._clock) is not None}
+        """Flush, page and row of the newest row of each address in the top buffers. A table of a later flush may have a newer copy."""
+        g, state, clock, found = self._geometry, self.state, self._clock, dict[int, tuple[int, int, int]]()
+        for flush in range(max(0, clock // g.c - g.duration(g.L) // g.c - 1), clock // g.c + 1):
+            page = g.page(flush)
+            if flush == clock // g.c or g.home(flush, clock, self._built) is None:
+                rows = range(clock % g.c if flush == clock // g.c else g.c)
+                words = ((int(state.page_addr[page, row]), row) for row in rows)
+                found.update((word & ~TOMB, (flush, page, row)) for word, row in words if word != EMPTY)
+        return found
 
     def _entry(self, page: int, row: int) -> Entry | None:
         word = int(self.state.page_addr[page, row])
@@ -160,18 +170,10 @@ class ReferenceBinned:
 
     def forget(self, *, cold: bool = True) -> None:
         """The state was loaded anew: forget what lies outside it."""
-        g, state = self._geometry, self.state
         self._cold, self._piece = cold, None
         self._stash: dict[Table, dict[int, Entry]] = {}
         self._builds: dict[Table, Build] = {}
-        self._row: dict[int, tuple[int, int, int]] = {}  # newest row of an address in the top buffers, by its flush
-        clock = self._clock
-        for flush in range(max(0, clock // g.c - g.duration(g.L) // g.c - 1), clock // g.c + 1):
-            page = g.page(flush)
-            if flush == clock // g.c or g.home(flush, clock, self._built) is None:
-                rows = range(clock % g.c if flush == clock // g.c else g.c)
-                words = ((int(state.page_addr[page, row]), row) for row in rows)
-                self._row.update((word & ~TOMB, (flush, page, row)) for word, row in words if word != EMPTY)
+        self._row = self.rows()
 
     def resume(self) -> tuple[I64, I64]:
         """Stashes of all tables, and what the rebuilds had in hand."""
