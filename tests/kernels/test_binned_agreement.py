@@ -72,7 +72,7 @@ class Bins:
         again = self.kernel.resume()
         if again[0].size:
             self.kernel.resumed(self.read(again[0]))
-        requests, said = self.fill(batch), list(again)
+        requests, said = self.fill(batch), list[Any](again)
         if self.in_place:
             self.kernel.access_in_place(requests, self.slots)
             return requests, []
@@ -177,7 +177,7 @@ def test_stashes(two: bool) -> None:
         for eps in (-450, -800, -950):
             g = geometry(60, 8, 9, eps)
             most.append(compare(g, "aes-256-gcm", [some(random, g.N, 2) for _ in range(80)]))
-    assert max(most) > 5
+    assert max(most) > 3
 
 
 def test_what_chunks_leave_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from oram.kernels.base import AGE_SHIFT, TOMB, BinnedState, Op, TamperedError
 from oram.params import BinnedGeometry
 
 from .common import NATIVE, REFERENCE, key_of, needs_native
-from .test_binned_agreement import HASH_KEY, Bins, compare, geometry, same
-from .test_cuckoo_agreement import Batch, passes, some
+from .test_binned_agreement import Bins, compare, geometry, same
+from .test_cuckoo_agreement import HASH_KEY, Batch, passes, some
 
 pytestmark = needs_native
 
