@@ -151,7 +151,8 @@ class BinnedORAM:
                     seen, words, np.stack([self.state.page_data[page, row] for _, _, page, row in newer])
                 )
             if table.epoch < 0:
-                break
+                yield np.zeros(0, np.int64), np.zeros((0, g.B), np.uint8)
+                return
             first, last = g.first_slot(table), g.first_slot(table) + g.levels[table.level].table
             for at in range(first, last, step):
                 slots = np.arange(at, min(at + step, last))
