@@ -37,9 +37,15 @@ Kernel = Callable[..., Any]
 Ask = Callable[[int, list[int]], int]
 
 
+def hierarchy(N: int, c: int) -> BinnedGeometry:
+    g = BinnedGeometry.of(N, 1, CuckooParams(c=c, index="none"), 1 << 20)
+    assert isinstance(g, BinnedGeometry)
+    return g
+
+
 def bins(N: int, c: int, level: int, b: int, m: int) -> BinnedGeometry:
     """A hierarchy in which one level has b bins of m cells, with so few cells that often not all fits."""
-    g = BinnedGeometry.of(N, 1, CuckooParams(c=c, index="none"), 1 << 20)
+    g = hierarchy(N, c)
     shapes = list(g.levels)
     n = shapes[level].n
     shapes[level] = dataclasses.replace(shapes[level], b=b, m=m, r=2 * n // (b * b))
@@ -47,8 +53,8 @@ def bins(N: int, c: int, level: int, b: int, m: int) -> BinnedGeometry:
     return g
 
 
-PLAIN = BinnedGeometry.of(32, 1, CuckooParams(c=8, index="none"), 1 << 20)
-ONE, BINS = bins(32, 8, 0, 1, 8), bins(64, 8, 2, 2, 17)
+PLAIN = hierarchy(32, 8)
+ONE, BINS = bins(32, 8, 0, 1, 8), bins(32, 8, 0, 2, 4)
 try:
     SOUND: Any = kernels.load("native").binned  # many times as fast; that both do the same is for tests/kernels
 except ParameterError:
@@ -82,41 +88,38 @@ def look(kernel_of: Kernel, g: BinnedGeometry, ask: Ask, accesses: int, op: Op =
         yield addr, cells
 
 
-def entries_again(g: BinnedGeometry, level: int) -> Ask:
-    """Exactly the entries of each table of a level, one after the other, once it is there."""
+def entries_again(g: BinnedGeometry) -> Ask:
+    """Level 0's table of an odd flush is ready a quarter of a flush after it began; then exactly its entries, one after the other."""
 
     def ask(clock: int, history: list[int]) -> int:
-        flush = (clock - g.duration(level)) // g.c >> level << level
-        at = clock - g.duration(level) - flush * g.c
-        if flush > 0 and flush >> level & 1:
-            return history[((flush - (1 << level)) * g.c) + at]
-        rng, recent = random.Random(clock), set(history[-(g.c << level) - g.c :])
+        flush, at = divmod(clock - g.c // 4, g.c)
+        if flush > 0 and flush % 2 == 1:
+            return history[(flush - 1) * g.c + at]
+        rng, recent = random.Random(clock), set(history[-2 * g.c :])
         return next(a for a in iter(lambda: rng.randrange(g.N), None) if a not in recent)
 
     return ask
 
 
 @cache
-def by_excess(kernel_of: Kernel, level: int = 0) -> Result:
-    """The excess of the pairs looked up in each table of a level, when these are exactly its entries: level 0 has one bin, level 2 two."""
-    g, epochs = (ONE, 500) if level == 0 else (BINS, 200)
-    n, m, b = g.levels[level].n, g.levels[level].m, g.levels[level].b
-    found, pairs = list[int](), dict[Table, list[tuple[int, int]]]()
-    for _, cells in look(kernel_of, g, entries_again(g, level), 1 << 30):
+def by_excess(kernel_of: Kernel, g: BinnedGeometry = ONE, epochs: int = 500) -> Result:
+    """The excess of the pairs looked up in each table of level 0, when these are exactly its entries."""
+    shape, found, pairs = g.levels[0], list[int](), dict[Table, list[tuple[int, int]]]()
+    for _, cells in look(kernel_of, g, entries_again(g), 1 << 30):
         for table, cell in cells.items():
-            if table.level == level:
+            if table.level == 0:
                 seen = pairs.setdefault(table, [])
                 seen.append(cell)
-                if len(seen) == n:
+                if len(seen) == shape.n:
                     found.append(graph_excess(seen))
         if len(found) == epochs:
-            return excess_rate(found, m, n, seed=3, bins=b)
+            return excess_rate(found, shape.m, shape.n, seed=3, bins=shape.b)
     raise AssertionError
 
 
 def by_excess_of_bins(kernel_of: Kernel) -> Result:
-    """The same for a table of two bins."""
-    return by_excess(kernel_of, 2)
+    """The same where it has two bins."""
+    return by_excess(kernel_of, BINS, 370)
 
 
 @cache

@@ -28,7 +28,9 @@ NONE = CuckooParams(c=8, index="none")
 
 
 def geometry(N: int, *, top: int = 1 << 24, **given: Any) -> BinnedGeometry:
-    return BinnedGeometry.of(N, 8, CuckooParams(index="none", **given), top)
+    g = BinnedGeometry.of(N, 8, CuckooParams(index="none", **given), top)
+    assert isinstance(g, BinnedGeometry)
+    return g
 
 
 def scheme_of(store: ObliviousStore) -> BinnedORAM:
@@ -77,9 +79,9 @@ def test_work_names_every_slot_once(passes: None) -> None:
         output = {("w", g.first_slot(table) + i) for i in range(shape.table)}
         assert inputs | output <= set(seen)
         between = set(seen) - inputs - output
-        read, written = ({slot for kind, slot in between if kind == which} for which in "rw")
-        assert read <= written
-        assert len(written) - len(read) == (0 if shape.b == 1 else shape.b * LEFT)
+        again, written = ({slot for kind, slot in between if kind == which} for which in "rw")
+        assert again <= written
+        assert len(written) - len(again) == (0 if shape.b == 1 else shape.b * LEFT)
         assert sum(seen.values()) == g.moved(level)
 
 
