@@ -33,7 +33,7 @@ class BinShape(LevelShape):
         """The shape for n entries, chosen among so many of all inputs; eps in thousandths."""
         b = 1 if single or n < cuckoo.IN_HAND else max(1, math.isqrt(entries) // cuckoo.SPREAD)
         load, mean = n / b, entries / (b * b)
-        slack = 0 if b == 1 else math.ceil(6 * math.sqrt(load))  # the load of a bin is random
+        slack = 0 if b == 1 else math.ceil(7 * math.sqrt(load))  # the load of a bin is random
         m = -(-n * (1000 + eps) // (1000 * b)) + slack
         return cls(n, m, b, math.ceil(mean + 6 * math.sqrt(mean) + 6))
 

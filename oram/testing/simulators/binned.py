@@ -29,7 +29,7 @@ class BinnedSimulator(CuckooSimulator):
         self._cells: list[int] = []  # of each of the two tables of a bin
         for level, n in enumerate(self._n):
             b = self._chunks(level)[0]
-            self._cells.append(math.ceil(n * E / b) + (math.ceil(6 * (n / b) ** 0.5) if b > 1 else 0))
+            self._cells.append(math.ceil(n * E / b) + (math.ceil(7 * (n / b) ** 0.5) if b > 1 else 0))
         at = 0
         for level in range(self._L + 1):
             for copy in range(level + 1, self._L + 1) if level < self._L else (0, 1):
