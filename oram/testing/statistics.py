@@ -277,7 +277,8 @@ def excess_rate(epochs: Sequence[int], m: int, entries: int, seed: int, bins: in
     """Fisher's exact test of how often an epoch's graph of looked-up pairs has an excess, against as many pairs of dummies alone.
 
     epochs: the excess of each epoch, over its first ``entries`` pairs in tables of m cells; of ``bins`` together, each with two such tables.
-    Dummies are uniform, so their graph sometimes does not fit. Where only keys were kept under which the entries fit, or entries that did not fit are looked up as dummies, the graph fits too often.
+    Dummies are uniform, so their graph sometimes does not fit. Where only keys were kept under which the entries fit, or entries that did not
+    fit are looked up as dummies, the graph fits too often.
     """
     rng, reference = np.random.default_rng(seed), 20_000
     drawn = rng.integers(0, m, (reference, entries, 2)) + m * rng.integers(0, bins, (reference, entries, 1))
