@@ -23,7 +23,9 @@ MAX_BLOCKS = 1 << 29  # a rebuild within one access must find enough nonces
 STASH = (
     32  # blocks of each table's stash at the server; more are left over with a probability below 2^-80 for eps >= 0.1
 )
-CHUNK_STASH = 16  # the same, for what one chunk of a pass leaves over
+CHUNK_STASH = (
+    16  # the same, for what one chunk of a pass leaves over; docs/schemes/cuckoo.md has the probability of more
+)
 IN_HAND = 4096  # entries of a level up to which one pass does
 SPREAD = 16  # a chunk of a pass holds about SPREAD * sqrt(n) blocks
 
