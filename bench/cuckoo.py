@@ -13,8 +13,9 @@ import oram
 from bench.measure import Row
 from bench.ring import warm
 from oram.backends import MemoryBackend, SlotWrite
-from oram.params import CuckooParams, PathParams, RingParams, SchemeParams
+from oram.params import BinnedGeometry, CuckooParams, PathParams, RingParams, SchemeParams
 from oram.params.cuckoo import IN_HAND
+from oram.schemes.binned import BinnedORAM
 from oram.schemes.cuckoo import CuckooORAM
 from oram.trace import TraceBackend
 
@@ -28,7 +29,7 @@ def steady(store: oram.ObliviousStore) -> int:
     What is moved depends on the clock alone, so the blocks need not be there.
     """
     scheme, backend = store._engine.scheme, store._engine.backend
-    assert isinstance(scheme, CuckooORAM)
+    assert isinstance(scheme, CuckooORAM | BinnedORAM)
     g, kernel, state = scheme.geometry, scheme._kernel, scheme.state
     period = g.c << g.L
     state.clock[:] = 2 * period, 1
@@ -47,18 +48,19 @@ def derived(g: Any) -> tuple[float, float]:
     """Slots an access reads in the tables that are there, and moves for rebuilds, by the constants of docs/schemes/cuckoo.md for eps = 0.1."""
     tables = 1 + g.L / 2 + g.L * (g.L + 1) / 16
     small = sum(shape.n < IN_HAND for shape in g.levels[:-1])
+    if isinstance(g, BinnedGeometry):
+        return 2 * tables, 2.2 * small + 3.9 * (g.L - small) + (12.8 if g.N >= IN_HAND else 6.6)
     return 2 * tables, 2.2 * small + 3.6 * (g.L - small) + (9.3 if g.N >= IN_HAND else 6.6)
 
 
 def moved(quick: bool) -> Iterator[Row]:
     """Slots that each access of one epoch of the bottom moves, from the steady state, counted by the trace."""
-    for N in (1 << 12, 1 << 14) if quick else (1 << 16, 1 << 20):
+    sizes = (1 << 12, 1 << 14) if quick else (1 << 16, 1 << 20)
+    for params, N in [(params, N) for params in (CuckooParams(), CuckooParams(index="none")) for N in sizes]:
         trace = TraceBackend(MemoryBackend())
-        store = oram.create(
-            trace, key=KEY, capacity=N, block_size=8, keyed=False, scheme=CuckooParams(), durability="none"
-        )
+        store = oram.create(trace, key=KEY, capacity=N, block_size=8, keyed=False, scheme=params, durability="none")
         scheme = store._engine.scheme
-        assert isinstance(scheme, CuckooORAM)
+        assert isinstance(scheme, CuckooORAM | BinnedORAM)
         g, period, where = scheme.geometry, steady(store), random.Random(1)
         store.blocks.read(0)  # the first access after an opening has more to read
         online, total = [], []
@@ -67,12 +69,12 @@ def moved(quick: bool) -> Iterator[Row]:
             store.blocks.read(where.randrange(N))
             slots = [event for event in trace.events if event.region == scheme.region]
             looked = 2 * len(g.alive(clock, built=True))
-            assert all(event.op == "write" or len(event.indices) >= looked for event in slots)
+            assert sum(len(event.indices) for event in slots if event.op == "read") >= looked
             online.append(looked)
             total.append(sum(len(event.indices) for event in slots))
         probes, rebuilds = derived(g)
         mean, most = float(np.mean(total)), max(total)
-        name = f"Cuckoo, N={N}, c={g.c}"
+        name = f"Cuckoo{', no index' if isinstance(g, BinnedGeometry) else ''}, N={N}, c={g.c}"
         for what, got, want in (
             ("online", float(np.mean(online)), probes),
             ("for rebuilds", mean - float(np.mean(online)), rebuilds),
@@ -129,6 +131,34 @@ def speed(quick: bool) -> Iterator[Row]:
             store.close()
 
 
+def levels(quick: bool) -> Iterator[Row]:
+    """Single reads in memory without an index beside those with one: the rate of a whole epoch of the bottom, and what the placement of a bin adds."""
+    for N in (1 << 12,) if quick else (1 << 16, 1 << 20):
+        times = []
+        for params in (CuckooParams(), CuckooParams(index="none")):
+            store = oram.create(
+                "memory:", key=KEY, capacity=N, block_size=64, keyed=False, scheme=params, durability="none"
+            )
+            period, read, own = steady(store), store.blocks.read, list[float]()
+            where = np.random.default_rng(1).integers(0, N, min(period, 1 << 18)).tolist()
+            for one in where:  # the bottom is rebuilt in the first quarter
+                start = time.perf_counter()
+                read(one)
+                own.append(time.perf_counter() - start)
+            times.append(np.array(own) * 1e6)
+            store.close()
+        indexed, ours = times
+        for what, got, want in (
+            ("mean", ours.mean(), indexed.mean()),
+            *((f"p{100 * q:g}", np.quantile(ours, q), np.quantile(indexed, q)) for q in (0.5, 0.99, 0.9999)),
+            ("max", ours.max(), indexed.max()),
+        ):
+            yield Row(
+                f"read, memory, N={N}, B=64, {what}: no index beside the index", float(got), float(want), "us",
+                float(got / want), "", None,
+            )  # fmt: skip
+
+
 def memory(quick: bool) -> Iterator[Row]:
     """Bytes of client state a block, of the same three; and with what the kernel needs besides, at its most in an epoch of the bottom."""
     for N, B in ((1 << 12, 64),) if quick else ((1 << 16, 64), (1 << 16, 4096), (1 << 20, 64)):
@@ -145,6 +175,13 @@ def memory(quick: bool) -> Iterator[Row]:
                         store.blocks.read_many(np.zeros(64, np.int64))
                         besides = max(besides, kernel.memory())
                 store.close()
+            none = oram.create(
+                "memory:", key=KEY, capacity=N, block_size=B, keyed=False, scheme=CuckooParams(index="none"), tree_top=top,
+                durability="none",
+            )  # fmt: skip
+            bins: Any = none._engine.scheme
+            kept, working = none.stats().state_bytes / N, bins._kernel.memory() / N
+            none.close()
             where = f"N={N}, B={B}, tree_top={top >> 20} MiB"
             path, ring, ours = state
             note = (
@@ -155,11 +192,19 @@ def memory(quick: bool) -> Iterator[Row]:
                 f"client state a block, {where}: Cuckoo beside Path", ours, path, "bytes", ours / path, "the least",
                 ours < least, note,
             )  # fmt: skip
+            yield Row(
+                f"client state a block without the index, {where}: beside the index", kept, ours, "bytes", kept / ours,
+                "the least", kept < min(least, ours), f"the kernel has {working:.1f} besides, always",
+            )  # fmt: skip
             whole = ours + besides / N
+            yield Row(
+                f"the same with the kernel's own memory, {where}: no index beside the index", kept + working, whole, "bytes",
+                (kept + working) / whole, "", None,
+            )  # fmt: skip
             yield Row(
                 f"the same with the kernel's own memory, {where}", whole, path, "bytes", whole / path, "the least",
                 whole < least,
             )  # fmt: skip
 
 
-BARS = {"cuckoo": moved, "cuckoo-speed": speed, "cuckoo-memory": memory}
+BARS = {"cuckoo": moved, "cuckoo-levels": levels, "cuckoo-speed": speed, "cuckoo-memory": memory}

@@ -38,6 +38,8 @@
 #define ORAM_MAX_BUCKET 1024 /* slots of a bucket */
 #define ORAM_CUCKOO_STASH 32 /* slots of a table's stash */
 #define ORAM_CUCKOO_CHUNK 16 /* slots of what a chunk of a rebuild leaves over */
+#define ORAM_BINNED_LEFT 128 /* slots of what the chunks of a rebuild leave over, where tables have bins */
+#define ORAM_BINNED_BITS 27  /* of an address in a sealed word, there */
 #define ORAM_CUCKOO_LEVELS 15 /* levels at most, with the bottom */
 
 /* A cipher: seal writes len + ORAM_TAG bytes, open reads them and returns 0 only if they are authentic.
@@ -211,7 +213,7 @@ typedef struct oram_prf oram_prf;
 oram_prf *oram_prf_new(const uint8_t *key);
 void oram_prf_free(oram_prf *prf);
 
-/* A level of Cuckoo ORAM: oram/params/cuckoo.py says what its numbers are. */
+/* A level of Cuckoo ORAM: oram/params/cuckoo.py and binned.py say what its numbers are. Where tables have bins, m is that of a bin, and width its slots. */
 typedef struct {
     uint32_t n, m, b, r, width;
     uint64_t duration, first; /* accesses of a rebuild, and of its first pass */
@@ -254,13 +256,40 @@ typedef struct {
     uint32_t hands, contents; /* sizes of hand and content */
 } oram_cuckoo_build;
 
+/* The rebuild of a level where tables have bins. */
+typedef struct {
+    uint64_t epoch;
+    uint32_t active;
+    int32_t reading, writing; /* segment: its kind and number */
+    uint32_t hands, contents; /* sizes of hand and content */
+    uint32_t index_mask;
+    uint32_t held, settled; /* entries in hand, and those of them whose cells are known */
+    uint32_t lefts;         /* entries left over by the chunks so far */
+    uint32_t *hand_word;    /* (hands) address, and whether it is empty */
+    uint8_t *hand_age;      /* (hands) 0 of the top buffer, else 1 + level */
+    uint8_t *hand;          /* (hands, B) */
+    uint32_t *u, *v;        /* (hands) cells, the first counted over all bins */
+    uint32_t *index;        /* (table) 1 + place in hand of each address, 0 where free */
+    uint32_t *left_word;    /* (ORAM_BINNED_LEFT) */
+    uint8_t *left_age;
+    uint8_t *left;          /* (ORAM_BINNED_LEFT, B) */
+    uint32_t *content;      /* (contents) of what is written: 0 none, 1 + place in hand, or 1 + hands + place among those left over */
+    uint32_t *fill;         /* (b) */
+    uint32_t *list;         /* (hands) places in hand of those that are placed in a bin */
+    uint32_t *both;         /* (hands) XOR of the two cells of each */
+    uint8_t *kind;          /* (hands) which of its cells each is in */
+    uint32_t *root;         /* (2 m) union-find; then XOR of the entries not placed yet at a cell */
+    uint8_t *full;          /* (2 m) a component has a cycle; then the number of entries not placed yet at a cell */
+} oram_binned_build;
+
 /* Cuckoo ORAM: geometry and client state, oram/kernels/base.py explains it. */
 typedef struct {
     uint32_t N, B, c, L, log_size;
     uint64_t slots;
     uint64_t each;      /* entries of the index that an access ages */
     oram_cuckoo_level *levels; /* (L + 1) */
-    oram_cuckoo_build *builds; /* (L + 1) */
+    oram_cuckoo_build *builds; /* (L + 1); or, where tables have bins: */
+    oram_binned_build *bins;   /* (L + 1) */
     oram_prf *prf;
     oram_coins *coins;
     uint64_t *clock;    /* (2) */
@@ -323,6 +352,61 @@ int oram_cuckoo_open(const oram_cuckoo *p, const oram_keys *keys, uint32_t n, co
                      const uint8_t *present, uint8_t *rows);
 int oram_cuckoo_seal(const oram_cuckoo *p, oram_keys *keys, uint32_t n, const uint64_t *slots, uint64_t epoch, const int64_t *source,
                      const uint32_t *addr, const uint8_t *blocks, uint8_t *sealed);
+
+/* What a batch does where there is no index, and memory for it: the current piece of it, its round, and what was written so far. */
+typedef struct {
+    uint64_t clock;            /* of the piece */
+    uint32_t m, at;            /* requests; those of the pieces before */
+    uint32_t count;            /* requests of the piece, 0 where the next one has not begun */
+    uint32_t tables, round;
+    uint32_t table_room;
+    uint32_t *level;           /* (tables), the newest first */
+    uint64_t *epoch_of;
+    uint32_t *u, *v;           /* (m, table_room) fresh cells */
+    uint8_t *seeks;            /* (m) whether it is looked for at all: 0 of a dummy, 2 of an address that came before in the piece */
+    uint64_t *kept;            /* (m) 1 + flush of its newest row in a top buffer, 0 where there is none */
+    uint8_t *found;            /* (m) */
+    uint32_t *found_word;
+    uint8_t *found_data;       /* (m, B) */
+    uint32_t fetches, fetch_room, probed; /* slots that the round reads, of them those of its probes */
+    uint64_t *slot, *epoch;    /* (fetch_room) */
+    int32_t *from;             /* (2 m) of the probes: which of those fetched, or -1 - which of those written */
+    uint64_t *probe;           /* (m, 2) */
+    uint32_t reads, read_room; /* slots that the rebuilds read in the piece */
+    int32_t *read_from;        /* (read_room) which of those that rebuilds fetched, or -1 - which of those written */
+    uint8_t *desk;             /* (2 m, 4 + B) what the probes of the round have read */
+    uint8_t *input;            /* (read_room, 4 + B) what the rebuilds have */
+    uint32_t writes, write_room, distinct; /* slots written in the piece; in the batch, distinct ones */
+    uint32_t *to;              /* (write_room) which of the distinct ones */
+    uint64_t *written, *sealed_as; /* (write_room) slot, and epoch */
+    uint8_t *content;          /* (write_room, slot size) */
+    int32_t *known;            /* (table) slots written */
+    uint32_t known_mask;
+} oram_binned_batch;
+
+/* What the next m accesses need at most: tables at once, slots read and slots written by rebuilds. */
+int oram_binned_count(const oram_cuckoo *p, uint32_t m, uint32_t *tables, uint64_t *reads, uint64_t *writes);
+/* A new batch. */
+int oram_binned_begin(const oram_cuckoo *p, uint32_t m, const uint8_t *seed, oram_binned_batch *q);
+/* The slots of the next round; none is there where `count` stays 0. */
+int oram_binned_ask(const oram_cuckoo *p, const uint8_t *ops, const uint32_t *addrs, oram_binned_batch *q);
+/* What it has read, (fetches, slot size). At the end of a piece the requests are served, and the rebuilds go on. data, out, where, after as for Path. */
+int oram_binned_tell(oram_cuckoo *p, const oram_keys *keys, oram_binned_batch *q, const uint8_t *ops, const uint32_t *addrs, const uint8_t *sealed,
+                     const uint8_t *present, const uint8_t *data, uint8_t *out, uint8_t *where, uint8_t *after);
+/* Seal what the batch writes, in its `content`. */
+int oram_binned_finish(const oram_cuckoo *p, oram_keys *keys, const oram_binned_batch *q);
+
+/* After an opening: n entries of a table's stashes; a rebuild under way; what its chunks had left over; and what it had read, from one position
+ * of its work to another. */
+int oram_binned_stash(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n, const uint32_t *words, const uint8_t *blocks);
+int oram_binned_resume(oram_cuckoo *p, uint32_t level, uint64_t epoch);
+int oram_binned_left(oram_cuckoo *p, uint32_t level, uint32_t n, const uint32_t *words, const uint8_t *blocks);
+int oram_binned_again(oram_cuckoo *p, uint32_t level, uint64_t low, uint64_t high, const uint32_t *words, const uint8_t *blocks);
+
+/* Place n entries in a bin of a level: pairs (n, 2) of cells in it; cell (n), -1 in the stash. */
+int oram_binned_place(oram_cuckoo *p, uint32_t level, uint32_t n, const int64_t *pairs, int64_t *cell);
+/* The cells of n addresses: (n, 2). */
+int oram_binned_pairs(const oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n, const uint32_t *addr, int64_t *pairs);
 
 /* Linear ORAM: every slot, every time. pages slots of g blocks; base: reference of slot 0 (slot i was sealed under
  * base + i), 0 where never written. out and data as above. */

@@ -19,6 +19,7 @@ from oram.kernels.base import Keys
 from oram.keys import Credential, Header, Keyring
 from oram.params import (
     GEOMETRIES,
+    BinnedGeometry,
     CuckooGeometry,
     Geometry,
     LinearGeometry,
@@ -32,6 +33,7 @@ from oram.params import (
     geometry_of,
 )
 from oram.schemes.base import Scheme
+from oram.schemes.binned import BinnedORAM
 from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
@@ -150,6 +152,8 @@ def _maker(
     kernel, region = kernels.serving(g.scheme), f"slots.{incarnation}"
     if isinstance(g, LinearGeometry):
         return lambda _j, _random: LinearORAM(g, region, kernel, keys)
+    if isinstance(g, BinnedGeometry):
+        return lambda j, _random: BinnedORAM(g, region, kernel, keys, keyring.hash_key(j))
     if isinstance(g, CuckooGeometry):
         return lambda j, _random: CuckooORAM(g, region, kernel, keys, keyring.hash_key(j))
     if isinstance(g, PathGeometry):

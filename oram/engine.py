@@ -77,7 +77,7 @@ class Engine:
         self.sequence = journal.meta.sequence
         self._keys, self._clock, self._unit = keys, clock, unit  # unit: requests of the usual batch
         self._clocks = np.arange(scheme.shards)
-        self._whole = keys.whole and scheme.shards == 1  # an access in place is one call
+        self._whole = keys.whole and scheme.whole  # an access in place is one call
         self._logged, self._synced = durability is not Durability.NONE, durability is Durability.SYNC
         self._marked = False  # without a log: the file knows that it is behind
         self._ahead = False  # without a log: it is

@@ -237,6 +237,13 @@ def create(
             show_default="deamortized",
         ),
     ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            help="Cuckoo: client (knows where each block is; one round trip) or none (the smallest client; a round trip for each table).",
+            show_default="client",
+        ),
+    ] = None,
     cipher: Annotated[str, typer.Option(help="aes-256-gcm or aegis-256.")] = "aes-256-gcm",
     tree_top: Annotated[
         str,
@@ -271,7 +278,7 @@ def create(
     place = places.store(url, state)
     block, top = formats.size(block_size, "--block-size"), formats.size(tree_top, "--tree-top")
     chosen = schemes.choose(
-        scheme, Z=blocks, A=eviction, S=dummies, metadata=metadata, xor=xor, eps=eps, rebuild=rebuild
+        scheme, Z=blocks, A=eviction, S=dummies, metadata=metadata, xor=xor, eps=eps, rebuild=rebuild, index=index
     )
     places.refuse_existing(place, state)
     records = None

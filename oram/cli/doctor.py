@@ -23,7 +23,7 @@ from oram.backends import Slots
 from oram.cli import places
 from oram.cli.exits import one_line
 from oram.errors import BackendWarning, CipherUnavailableError, IntegrityError, ParameterError
-from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry, ShardedGeometry
+from oram.params import BinnedGeometry, CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry, ShardedGeometry
 from oram.record import OVERHEAD
 
 __all__ = ["describe", "examine", "look", "report", "rows"]
@@ -106,6 +106,7 @@ def _cuckoo(g: CuckooGeometry, shards: int) -> dict[str, Any]:
         "blocks_of_the_top_buffer": g.c,
         "eps": g.eps / 1000,
         "rebuild": g.rebuild,
+        "index": "none" if isinstance(g, BinnedGeometry) else "client",
         "slots": shards * g.slots,
         "slot_bytes": g.slot_size,
         "server_bytes": shards * g.slots * g.slot_size,

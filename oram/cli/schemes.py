@@ -13,7 +13,7 @@ __all__ = ["choose"]
 _OPTIONS = {
     "path": {"Z": "-Z"},
     "ring": {"Z": "-Z", "A": "-A", "S": "-S", "metadata": "--metadata", "xor": "--xor"},
-    "cuckoo": {"eps": "--eps", "rebuild": "--rebuild"},  # c follows from --tree-top
+    "cuckoo": {"eps": "--eps", "rebuild": "--rebuild", "index": "--index"},  # c follows from --tree-top
 }
 
 

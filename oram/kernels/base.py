@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from oram.backends.base import Slots
 from oram.kernels.simulation import PathSimulation, RingSimulation, Trees
-from oram.params import CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry, Table
+from oram.params import BinnedGeometry, CuckooGeometry, LinearGeometry, PathGeometry, RingGeometry, Table
 from oram.types import I32, I64, U8, U16, U32, U64
 
 EMPTY = 0xFFFFFFFF  # address of an empty slot
 ABSENT, OLD = 0, 1  # codes of Cuckoo's index that are no flush
+TOMB = 1 << 27  # in a sealed word of Cuckoo without an index: the address below it holds no block
+AGE_SHIFT = 28  # of the level from which an entry comes, in such a word, between the passes of a rebuild
 COUNTER_BITS = 32  # a reference is generation << COUNTER_BITS | counter; 0 = never written
 MAX_GENERATION = (1 << 31) - 1
 RING_SEED = 32  # bytes of randomness that a batch of Ring takes besides its draws
@@ -228,6 +230,29 @@ class CuckooState:
             code=np.zeros(g.N, np.uint16),
             log_addr=np.full(g.log_size, EMPTY, np.uint32),
             log_code=np.zeros(g.log_size, np.uint16),
+            page_addr=np.full((g.pages, g.c), EMPTY, np.uint32),
+            page_data=np.zeros((g.pages, g.c, g.B), np.uint8),
+        )
+
+
+@dataclass(slots=True)
+class BinnedState:
+    """The client's part of a Cuckoo hierarchy without an index that persists: nothing for each block.
+
+    clock as of CuckooState. page_addr (EMPTY = none, or the address, with TOMB where it holds no block) and page_data: the top buffers, a row for
+    each access.
+    """
+
+    clock: U64  # (2,)
+    page_addr: U32  # (pages, c)
+    page_data: U8  # (pages, c, B)
+
+    @classmethod
+    def empty(cls, geometry: BinnedGeometry) -> BinnedState:
+        """An empty hierarchy."""
+        g = geometry
+        return cls(
+            clock=np.zeros(2, np.uint64),
             page_addr=np.full((g.pages, g.c), EMPTY, np.uint32),
             page_data=np.zeros((g.pages, g.c, g.B), np.uint8),
         )
@@ -465,6 +490,76 @@ class CuckooKernel(Protocol):
         ...
 
 
+class BinnedKernel(Protocol):
+    """Cuckoo ORAM on one hierarchy without an index. ``begin``, then ``tell`` for what each ``ask`` wants, then ``finish``."""
+
+    state: BinnedState
+
+    @property
+    def stash_size(self) -> int:
+        """Blocks in the stashes of all tables. Secret."""
+        ...
+
+    def pairs(self, table: Table, addr: npt.NDArray[np.integer[Any]]) -> I64:
+        """The cells of these addresses in a table, int64 (n, 2): the first counted over all bins, the second in the bin of the first."""
+        ...
+
+    def rows(self) -> dict[int, tuple[int, int, int]]:
+        """Flush, page and row of the newest row of each address in the top buffers. A table of a later flush may have a newer copy."""
+        ...
+
+    def requests(self, m: int) -> Requests:
+        """The kernel's own request buffers, for a batch of m."""
+        ...
+
+    def forget(self) -> None:
+        """The state was loaded anew: forget what lies outside it, and a batch that has begun."""
+        ...
+
+    def resume(self) -> tuple[I64, I64]:
+        """What has to be read again before the next access: slots and epochs int64 (s,), a function of the clock. Empty but after ``forget``."""
+        ...
+
+    def resumed(self, slots: Slots) -> None:
+        """What ``resume`` asked for: stashes, and what the rebuilds under way had in hand. TamperedError, and nothing changed."""
+        ...
+
+    def begin(self, requests: Requests) -> None:
+        """A new batch."""
+        ...
+
+    def ask(self) -> CuckooPlan | None:
+        """The slots of the batch's next round trip, None where there is none. How many there are follows from the clock."""
+        ...
+
+    def tell(self, slots: Slots, plan: CuckooPlan) -> None:
+        """What that round trip has read: TamperedError if not all of it opens. At the end of a piece its requests are served, and the rebuilds go on.
+
+        TamperedError and StashOverflowError, and the kernel is of no use any more until ``forget``.
+        """
+        ...
+
+    def finish(self) -> CuckooWrite:
+        """All that the batch writes. ``before`` is empty."""
+        ...
+
+    def access_in_place(self, requests: Requests, region: Slots) -> None:
+        """All of it over the region's own memory."""
+        ...
+
+    def open_slots(self, slots: I64, epochs: I64, sealed: Slots) -> tuple[U32, U8]:
+        """Words uint32 (n,), as in ``page_addr``, and blocks uint8 (n, B), in clear. TamperedError if a slot does not open."""
+        ...
+
+    def build(self, addr: U32) -> I64:
+        """Place these blocks in a bottom of epoch 0, and say that it is there. Row of ``addr`` in each of its slots int64 (slots,), -1 = none."""
+        ...
+
+    def seal_slots(self, slots: I64, epoch: int, source: I64, addr: U32, blocks: U8) -> U8:
+        """Seal given content under the next nonces, uint8 (n, slot_size). source int64 (n,): row of addr and blocks; -1 = dummy."""
+        ...
+
+
 class LinearKernel(Protocol):
     """Linear ORAM. ``base`` uint64 (1,): reference of slot 0."""
 
@@ -522,6 +617,10 @@ class KernelSet(Protocol):
 
     def cuckoo(self, geometry: CuckooGeometry, state: CuckooState, keys: Keys, hash_key: bytes) -> CuckooKernel:
         """Cuckoo kernel over this state. hash_key: 32 bytes, from which the hash functions of every epoch come."""
+        ...
+
+    def binned(self, geometry: BinnedGeometry, state: BinnedState, keys: Keys, hash_key: bytes) -> BinnedKernel:
+        """Cuckoo kernel without an index over this state. hash_key as above."""
         ...
 
     def linear(self, geometry: LinearGeometry, base: U64, keys: Keys) -> LinearKernel:

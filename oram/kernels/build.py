@@ -10,6 +10,7 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
+    "csrc/binned.c",
     "csrc/cipher.c",
     "csrc/coins.c",
     "csrc/cuckoo.c",
@@ -39,7 +40,7 @@ ffi.set_source(
     '#include "oram.h"',
     sources=SOURCES,
     include_dirs=["csrc"],
-    depends=["csrc/oram.h", "csrc/bytes.h", "csrc/pool.h", "csrc/batch.h", "csrc/coins.h"],
+    depends=["csrc/oram.h", "csrc/bytes.h", "csrc/pool.h", "csrc/batch.h", "csrc/coins.h", "csrc/hierarchy.h"],
     libraries=["crypto"],
     extra_compile_args=["-O3", "-std=c11", "-fvisibility=hidden", *os.environ.get("ORAM_CFLAGS", "").split()],
     extra_link_args=os.environ.get("ORAM_LDFLAGS", "").split(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from oram.params.binned import BinnedGeometry
 from oram.params.common import (
     DEFAULT_TREE_TOP,
     IN_MEMORY,
@@ -39,6 +40,7 @@ __all__ = [
     "STASH_BOUND",
     "TAG_SIZE",
     "Table",
+    "BinnedGeometry",
     "CuckooGeometry",
     "CuckooParams",
     "Geometry",
@@ -96,13 +98,16 @@ def _tree_of(capacity: int, block_size: int, params: SchemeParams, tree_top: int
     if isinstance(params, RingParams):
         return RingGeometry.of(capacity, block_size, params, tree_top, cost)
     if isinstance(params, CuckooParams):
-        return CuckooGeometry.of(capacity, block_size, params, tree_top, cost)
+        hierarchy = BinnedGeometry if params.index == "none" else CuckooGeometry
+        return hierarchy.of(capacity, block_size, params, tree_top, cost)
     return LinearGeometry.of(capacity, block_size)
 
 
 def geometry_from(public: dict[str, Any]) -> Geometry:
     """The geometry in an authenticated header. KeyError for a scheme that this version does not know."""
     kind, shards = GEOMETRIES[public["scheme"]], public.get("shards", 1)
+    if public.get("index") == "none":
+        kind = BinnedGeometry
     if shards == 1:
         return kind.from_public(public["blocks"], public["block_size"], public)
     tree = kind.from_public(-(-public["blocks"] // shards), public["block_size"], public)

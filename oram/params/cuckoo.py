@@ -16,30 +16,36 @@ from oram.params.common import IN_MEMORY, MAX_POOL, MAX_SLOT, TAG_SIZE, SlotCost
 from oram.types import I64
 
 Rebuild = Literal["deamortized", "amortized"]
+Index = Literal["client", "none"]
 
 MAX_L = 14  # levels above the bottom: an index entry of two bytes tells flushes apart for more than three bottom epochs
 MAX_BLOCKS = 1 << 29  # a rebuild within one access must find enough nonces
 STASH = (
     32  # blocks of each table's stash at the server; more are left over with a probability below 2^-80 for eps >= 0.1
 )
-CHUNK_STASH = 16  # the same, for what one chunk of a pass leaves over
+CHUNK_STASH = (
+    16  # the same, for what one chunk of a pass leaves over; docs/schemes/cuckoo.md has the probability of more
+)
 IN_HAND = 4096  # entries of a level up to which one pass does
 SPREAD = 16  # a chunk of a pass holds about SPREAD * sqrt(n) blocks
 
 
 @dataclass(frozen=True, slots=True)
 class CuckooParams:
-    """Hierarchical ORAM over cuckoo hash tables, one round trip an access.
+    """Hierarchical ORAM over cuckoo hash tables: one round trip an access, or as many as there are tables without an index.
 
     c: blocks of the top buffer, a multiple of 8; None takes sqrt(N) of them, or fewer where ``tree_top`` bytes hold fewer.
     eps: each of a level's two tables has (1 + eps) n cells for n entries; rounded to thousandths.
     rebuild: "deamortized" spreads the rebuild of a level over the accesses that follow; "amortized" does it within one access, in
     client memory: fewer slots are moved, and some access pays for a whole level.
+    index: "client" knows in which table each block is, for 3.5 bytes of client state a block. "none" is for the smallest client: it has no
+    state for each block, and looks into one table after the other, the newest first, a round trip each.
     """
 
     c: int | None = None
     eps: float = 0.1
     rebuild: Rebuild = "deamortized"
+    index: Index = "client"
     name: ClassVar[str] = "cuckoo"
 
     def problems(self) -> list[str]:
@@ -54,6 +60,9 @@ class CuckooParams:
         how: object = self.rebuild
         if how not in ("deamortized", "amortized"):
             found.append('rebuild must be "deamortized" or "amortized"')
+        index: object = self.index
+        if index not in ("client", "none"):
+            found.append('index must be "client" or "none"')
         return found
 
 
@@ -85,6 +94,7 @@ class Part(NamedTuple):
 class LevelShape:
     """A level's public numbers, in blocks or slots."""
 
+    spare: ClassVar[int] = CHUNK_STASH  #: slots of what a chunk leaves over
     n: int  # entries
     m: int  # cells of each of the two tables
     b: int  # chunks of the first pass, and buckets of the second; 1: there is one pass
@@ -106,7 +116,17 @@ class LevelShape:
     @property
     def middle(self) -> int:
         """Slots of what lies between the passes."""
-        return 0 if self.b == 1 else self.b * (self.b * self.r + CHUNK_STASH)
+        return 0 if self.b == 1 else self.b * (self.b * self.r + self.spare)
+
+    @property
+    def scanned(self) -> int:
+        """Slots of a table that the rebuild which consumes it reads."""
+        return 2 * self.m
+
+    @property
+    def second(self) -> int:
+        """Slots that the second pass moves."""
+        return self.middle + self.table
 
     @property
     def width(self) -> int:
@@ -129,6 +149,7 @@ class CuckooGeometry:
     rebuild: Rebuild = "deamortized"
     scheme: ClassVar[str] = CuckooParams.name
     stash_bound: ClassVar[int] = STASH  #: of all levels together; the mean is below one block
+    most: ClassVar[int] = MAX_BLOCKS
 
     @classmethod
     def of(
@@ -144,8 +165,8 @@ class CuckooGeometry:
         if isinstance(tree_top, bool) or not isinstance(tree_top, int) or tree_top < 0:
             found.append("tree_top must be a number of bytes, 0 or more")
         refuse(found)
-        if capacity > MAX_BLOCKS:
-            refuse([f"capacity must be at most {MAX_BLOCKS} with this scheme"])
+        if capacity > cls.most:
+            refuse([f"capacity must be at most {cls.most} with this scheme"])
         if params.c is None:
             most = min(math.isqrt(capacity), tree_top // (8 * block_size))
             L = cls._levels(capacity, max(8, most, capacity >> MAX_L))
@@ -325,15 +346,15 @@ class CuckooGeometry:
     def moved(self, level: int, *, built: bool = True) -> int:
         """Slots that a level's rebuild moves."""
         shape = self.levels[level]
-        read = sum(2 * self.levels[i].m for i in range(min(level, self.L)))
-        read += 2 * shape.m if level == self.L and built else 0
-        return read + 2 * shape.middle + 2 * shape.m + STASH
+        read = sum(self.levels[i].scanned for i in range(min(level, self.L)))
+        read += shape.scanned if level == self.L and built else 0
+        return read + shape.middle + shape.second
 
     def max_writes(self, m: int) -> int:
         """Slots that m accesses write at most."""
         total = 0
         for level, shape in enumerate(self.levels):
-            all_of_it, period = shape.middle + 2 * shape.m + STASH, self.c << min(level + 1, self.L)
+            all_of_it, period = shape.middle + shape.table, self.c << min(level + 1, self.L)
             most = all_of_it * (m // period + 2)
             if (
                 self.rebuild == "deamortized"
@@ -346,7 +367,7 @@ class CuckooGeometry:
     def passes(self, level: int) -> tuple[int, int]:
         """Accesses of the first pass of a rebuild, and of the second: in proportion to what they move."""
         shape, all_of_it = self.levels[level], self.duration(level)
-        second = shape.middle + 2 * shape.m + STASH
+        second = shape.second
         first = self.moved(level) - second
         share = min(all_of_it - 1, max(1 if first else 0, round(all_of_it * first / (first + second))))
         return share, all_of_it - share
@@ -378,25 +399,29 @@ class Work:
     def __init__(self, geometry: CuckooGeometry, table: Table, built: bool) -> None:
         g = geometry
         self._g, self.shape = g, g.levels[table.level]
-        b, r, m = self.shape.b, self.shape.r, self.shape.m
+        b, r = self.shape.b, self.shape.r
         self._first, self._middle, self._epoch = g.first_slot(table), g._layout[1][table.level], table.epoch
-        self._inputs = [(g.first_slot(old), 2 * g.levels[old.level].m, old.epoch) for old in g.inputs(table, built)]
+        self._inputs = [(g.first_slot(old), g.levels[old.level].scanned, old.epoch) for old in g.inputs(table, built)]
         first: list[Segment] = []
         for i in range(b):
             size = sum(size * (i + 1) // b - size * i // b for _, size, _ in self._inputs)
             first.append(Segment("input", i, size, -1))
             if b > 1:
-                first.append(Segment("emit", i, b * r + CHUNK_STASH, len(first) - 1))
+                first.append(Segment("emit", i, b * r + self.shape.spare, len(first) - 1))
         self.segments = first.copy()
+        self._add_second_pass()
+        ends = np.cumsum([0, *(segment.size for segment in self.segments)])
+        self._ends, self._cut, self._passes = ends, int(ends[len(first)]), g.passes(table.level)
+
+    def _add_second_pass(self) -> None:
+        b, r, m, width = self.shape.b, self.shape.r, self.shape.m, self.shape.width
         for k in range(b):
             if b > 1:
                 self._add("middle", k, b * r)
-            self._add("output", k, 2 * (min((k + 1) * self.shape.width, m) - min(k * self.shape.width, m)))
+            self._add("output", k, 2 * (min((k + 1) * width, m) - min(k * width, m)))
         if b > 1:
             self._add("middle", b, b * CHUNK_STASH)
         self._add("stash", 0, STASH)
-        ends = np.cumsum([0, *(segment.size for segment in self.segments)])
-        self._ends, self._cut, self._passes = ends, int(ends[len(first)]), g.passes(table.level)
 
     def _add(self, kind: str, number: int, size: int) -> None:
         self.segments.append(Segment(kind, number, size, 0 if self.shape.b == 1 else len(self.segments) - 1))
@@ -440,9 +465,12 @@ class Work:
                 below += high - low
             return found, epochs
         if segment.kind == "emit":
-            stash = self._middle + b * b * r + segment.number * CHUNK_STASH + at - b * r
+            stash = self._middle + b * b * r + segment.number * self.shape.spare + at - b * r
             return np.where(at < b * r, self._middle + (at // r * b + segment.number) * r + at % r, stash), epochs
         if segment.kind == "middle":
             return self._middle + segment.number * b * r + at, epochs
-        cell = 2 * self.shape.m if segment.kind == "stash" else 2 * min(segment.number * self.shape.width, self.shape.m)
-        return self._first + cell + at, epochs
+        return self._first + self._output(segment) + at, epochs
+
+    def _output(self, segment: Segment) -> int:
+        """Slots of the table before a segment."""
+        return 2 * self.shape.m if segment.kind == "stash" else 2 * min(segment.number * self.shape.width, self.shape.m)

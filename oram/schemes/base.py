@@ -39,6 +39,8 @@ class Scheme(Protocol):
     max_pages: int  # that one access seals at most
     shards: int  # equal parts of its regions, all of which every access reads and writes: each has a clock of its own
 
+    whole: bool  # an access in place is one call of the kernel
+
     def regions(self) -> dict[str, RegionShape]:
         """The regions it needs at the server."""
         ...

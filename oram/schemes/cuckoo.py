@@ -32,6 +32,7 @@ class CuckooORAM:
     """
 
     shards = 1
+    whole = True
 
     def __init__(self, geometry: CuckooGeometry, region: str, kernels: KernelSet, keys: Keys, hash_key: bytes) -> None:
         self.geometry, self.region = geometry, region

@@ -26,6 +26,7 @@ class LinearORAM:
 
     stash_size = 0
     shards = 1
+    whole = True
 
     def __init__(self, geometry: LinearGeometry, region: str, kernels: KernelSet, keys: Keys) -> None:
         self.geometry, self.region = geometry, region

@@ -33,6 +33,7 @@ class PathORAM:
     """
 
     shards = 1
+    whole = True
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class RingORAM:
     """
 
     shards = 1
+    whole = True
 
     def __init__(
         self,

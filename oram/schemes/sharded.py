@@ -108,6 +108,8 @@ class ShardedORAM:
     Source: Snoopy, section 4.1.
     """
 
+    whole = False  # one shard after the other
+
     def __init__(self, geometry: ShardedGeometry, trees: Sequence[Scheme], place: U32) -> None:
         self.geometry, self.trees, self.shards = geometry, trees, len(trees)
         self.capacity, self.block_size, self.max_batch = geometry.N, geometry.B, geometry.max_batch

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from oram.backends import Backend, Slots
-from oram.kernels.base import EMPTY, PoolState
+from oram.kernels.base import EMPTY, TOMB, PoolState
 from oram.params import PathGeometry
 from oram.schemes.base import Scheme
+from oram.schemes.binned import BinnedORAM
 from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.path import PathORAM
 from oram.schemes.ring import RingORAM
@@ -113,6 +114,8 @@ def _walk_tree(store: ObliviousStore, scheme: Scheme, shard: int = 0) -> set[int
         return _walk_ring(read, scheme)
     if isinstance(scheme, CuckooORAM):
         return _walk_cuckoo(read, scheme)
+    if isinstance(scheme, BinnedORAM):
+        return _walk_binned(read, scheme)
     store.verify()
     return set(range(scheme.capacity))
 
@@ -210,6 +213,48 @@ def _walk_cuckoo(read: Stored, scheme: CuckooORAM) -> set[int]:
         assert int(state.page_addr[page, row]) == address, "a row of a top buffer with another address"
     assert in_stashes <= g.stash_bound, "the stashes hold more than they should"
     return live | {*rows}
+
+
+def _walk_binned(read: Stored, scheme: BinnedORAM) -> set[int]:
+    """Every table that is probed, newest first: an entry is in one of its two cells or in the stash of its bin, once. The newest copy of a block counts."""
+    g, state, clock = scheme.geometry, scheme.state, scheme.turn
+    seen, live, in_stashes = set[int](), set[int](), 0
+    flushes: dict[int, dict[int, int]] = {}
+    for address, (flush, page, row) in scheme._kernel.rows().items():
+        word = int(state.page_addr[page, row])
+        assert word & ~TOMB == address, "a row of a top buffer with another address"
+        assert not word & TOMB or not state.page_data[page, row].any(), "an empty block is not zeros"
+        flushes.setdefault(flush, {})[address] = word
+
+    def meet(words: list[int]) -> None:
+        live.update(word & ~TOMB for word in words if word & ~TOMB not in seen and not word & TOMB)
+        seen.update(word & ~TOMB for word in words)
+
+    for table in g.alive(clock, bool(state.clock[1])):
+        for flush in sorted((flush for flush in flushes if flush >= table.epoch), reverse=True):
+            meet(list(flushes.pop(flush).values()))
+        shape = g.levels[table.level]
+        slots = g.first_slot(table) + np.arange(shape.table)
+        words, blocks = scheme._kernel.open_slots(
+            slots, np.full(slots.size, table.epoch, np.int64), read(scheme.region, slots)
+        )
+        at = np.flatnonzero(words != EMPTY)
+        addr, empty = words[at] & ~np.uint32(TOMB), (words & TOMB) != 0
+        assert not blocks[empty].any(), "a dummy or an empty block is not zeros"
+        assert table.level < g.L or not empty[at].any(), "an empty block in the bottom"
+        assert (addr < g.N).all(), "an address outside the store"
+        assert np.unique(addr).size == at.size <= shape.n, "an entry is there twice, or too many are"
+        pairs = scheme._kernel.pairs(table, addr)
+        assert (at // shape.bin == pairs[:, 0] // shape.m).all(), "an entry in a foreign bin"
+        inside = at % shape.bin < 2 * shape.m
+        own = (at[:, np.newaxis] == shape.slots(pairs)).any(axis=1)
+        assert (own | ~inside).all(), "an entry in a cell that is not its own"
+        in_stashes += int((~inside).sum())
+        meet(words[at].tolist())
+    for flush in sorted(flushes, reverse=True):
+        meet(list(flushes[flush].values()))
+    assert in_stashes <= g.stash_bound, "the stashes hold more than they should"
+    return live
 
 
 def _see(live: set[int], addr: int, leaf: int, position: npt.NDArray[np.uint32]) -> None:

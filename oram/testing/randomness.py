@@ -20,7 +20,8 @@ from oram import engine as engine_module
 from oram import kernels
 from oram.engine import Engine
 from oram.kernels.base import CuckooPlan, KernelSet, Op, Requests
-from oram.kernels.reference import cuckoooram
+from oram.kernels.reference import binnedoram, cuckoooram
+from oram.kernels.reference.binnedoram import Piece, ReferenceBinned, Search
 from oram.kernels.reference.cuckoooram import ReferenceCuckoo
 from oram.keys import Keyring
 from oram.params import Table
@@ -28,6 +29,7 @@ from oram.schemes.path import PathORAM
 from oram.schemes.ring import RingORAM
 from oram.schemes.sharded import ShardedORAM
 from oram.testing.simulators import Dealt, each_gets, page_levels
+from oram.testing.simulators.binned import bin_pair
 from oram.testing.simulators.cuckoo import pair
 from oram.trace import Event
 
@@ -216,15 +218,16 @@ def script(asked: Iterable[Sequence[Question]], leaves: Sequence[int], levels: i
 def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Iterator[None]:
     """Cuckoo stores made and used inside look up, in every table, the pairs of ``leaves``, one a request since creation, whatever is asked.
 
-    homes: the request that first looks for an address in a table where it is; filled in by a first run with the same requests, in which it was
-    empty. A pair is the hash of such an address, or a dummy's. As an address is looked for in a table once, this is for *any* requests a bijection
-    between randomness (hash functions and coins) and pairs looked up (and hashes that no one looks at), which proves that the pairs are
-    uniform and independent of the requests. Where two requests should look for the same address in the same table, ValueError.
+    homes: the request that first looks for an address in a table, where it is or, without an index, may be; filled in by a first run with the same
+    requests, in which it was empty. A pair is the hash of such an address, or a dummy's. As an address is looked for in a table once, this is
+    for *any* requests a bijection between randomness (hash functions and coins) and pairs looked up (and hashes that no one looks at), which
+    proves that the pairs are uniform and independent of the requests. Where two requests should look for the same address in the same table, ValueError.
 
     Hash functions and coins can be chosen in the reference kernel only, so these stores run on it, whatever kernels are active. That the native
     one looks up the same, given the same key and seeds, is an exact test of its own (``test_native_cuckoo_shows_what_the_reference_shows``).
     """
     known, plan, serving = dict(homes), ReferenceCuckoo.plan, kernels.serving
+    cut, probe = ReferenceBinned._cut, ReferenceBinned._probe
     words: list[int] = []
 
     class Scripted:
@@ -256,6 +259,31 @@ def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Ite
                     raise ValueError("an address was looked for twice in an epoch")
         return found
 
+    def bins(kernel: ReferenceBinned, table: Table, addr: Any) -> Any:
+        shape = kernel._geometry.levels[table.level]
+        found = [
+            bin_pair(leaves[known[table, a]] if (table, a) in known else -1 - a, *table, shape.m, shape.b)
+            for a in np.asarray(addr).tolist()
+        ]
+        return np.array(found, np.int64).reshape(-1, 2)
+
+    def cut_up(kernel: ReferenceBinned) -> Piece:
+        g, clock = kernel._geometry, int(kernel.state.clock[0])
+        words.clear()
+        for number in range(clock, clock + kernel._asked.m - kernel._at):
+            for table in g.alive(clock, bool(kernel.state.clock[1])):
+                leaf = leaves[number] if number < len(leaves) else 0
+                words.extend(bin_pair(leaf, *table, g.levels[table.level].m, g.levels[table.level].b))
+        return cut(kernel)
+
+    def probed(kernel: ReferenceBinned, search: Search, table: Table, number: int) -> tuple[int, int]:
+        piece = kernel._piece
+        if kernel._real(search, table) and piece is not None:
+            request = int(kernel.state.clock[0]) + next(i for i, each in enumerate(piece.searches) if each is search)
+            if homes.setdefault((table, search.addr), request) != request:
+                raise ValueError("an address was looked for twice in an epoch")
+        return probe(kernel, search, table, number)
+
     def served(scheme: str) -> KernelSet:
         return kernels.load("reference") if scheme == "cuckoo" else serving(scheme)
 
@@ -264,6 +292,10 @@ def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Ite
         mock.patch.object(cuckoooram, "Coins", Scripted),
         mock.patch.object(ReferenceCuckoo, "pairs", pairs),
         mock.patch.object(ReferenceCuckoo, "plan", planned),
+        mock.patch.object(binnedoram, "Coins", Scripted),
+        mock.patch.object(ReferenceBinned, "pairs", bins),
+        mock.patch.object(ReferenceBinned, "_cut", cut_up),
+        mock.patch.object(ReferenceBinned, "_probe", probed),
     ):
         yield
 

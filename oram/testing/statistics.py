@@ -273,14 +273,16 @@ def graph_excess(pairs: Iterable[tuple[int, int]]) -> int:
     return sum(max(0, n - vertices[component]) for component, n in counts.items())
 
 
-def excess_rate(epochs: Sequence[int], m: int, entries: int, seed: int) -> Result:
+def excess_rate(epochs: Sequence[int], m: int, entries: int, seed: int, bins: int = 1) -> Result:
     """Fisher's exact test of how often an epoch's graph of looked-up pairs has an excess, against as many pairs of dummies alone.
 
-    epochs: the excess of each epoch, over its first ``entries`` pairs in tables of m cells. Dummies are uniform, so their graph sometimes does not
-    fit. Where only keys were kept under which the entries fit, or entries that did not fit are looked up as dummies, the graph fits too often.
+    epochs: the excess of each epoch, over its first ``entries`` pairs in tables of m cells; of ``bins`` together, each with two such tables.
+    Dummies are uniform, so their graph sometimes does not fit. Where only keys were kept under which the entries fit, or entries that did not
+    fit are looked up as dummies, the graph fits too often.
     """
     rng, reference = np.random.default_rng(seed), 20_000
-    fits = sum(graph_excess(map(tuple, pairs)) == 0 for pairs in rng.integers(0, m, (reference, entries, 2)).tolist())
+    drawn = rng.integers(0, m, (reference, entries, 2)) + m * rng.integers(0, bins, (reference, entries, 1))
+    fits = sum(graph_excess(map(tuple, pairs)) == 0 for pairs in drawn.tolist())
     seen = sum(excess == 0 for excess in epochs)
     table = [[seen, len(epochs) - seen], [fits, reference - fits]]
     return Result("graph excess", 1 - seen / len(epochs), float(scipy_stats.fisher_exact(table).pvalue), LEVEL)

@@ -225,7 +225,7 @@ def test_create_passes_the_parameters_of_cuckoo_on(oram: Oram, key_file: Path) -
     )  # fmt: skip
     assert done.code == 0, done.err
     found = json.loads(oram("info", "s", "--json").text)
-    assert (found["scheme"], found["eps"], found["rebuild"]) == ("cuckoo", 0.25, "amortized")
+    assert (found["scheme"], found["eps"], found["rebuild"], found["index"]) == ("cuckoo", 0.25, "amortized", "client")
     assert found["blocks_of_the_top_buffer"] == 8  # eight of these for each of its buffers, and fewer than sqrt(500)
     assert found["server_bytes"] == found["slots"] * (256 + 28)
     assert "rebuild amortized" in " ".join(oram("info", "s").text.split())
@@ -240,6 +240,21 @@ def test_create_passes_the_parameters_of_cuckoo_on(oram: Oram, key_file: Path) -
 def test_create_passes_Z_on_to_path(oram: Oram, key_file: Path) -> None:
     assert oram("create", "s", "--capacity", 50, "--scheme", "path", "-Z", 5, "--key-file", key_file).code == 0
     assert json.loads(oram("info", "s", "--json").text)["slots_a_bucket"] == 5
+
+
+def test_create_makes_cuckoo_without_an_index(oram: Oram, key_file: Path) -> None:
+    done = oram(
+        "create", "s", "--capacity", 50, "--block-size", 256, "--scheme", "cuckoo", "--index", "none", "--durability", "process",
+        "--key-file", key_file,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert json.loads(oram("info", "s", "--json").text)["index"] == "none"
+    assert oram("put", "s", "k", "v", "--key-file", key_file).code == 0
+    assert oram("get", "s", "k", "--key-file", key_file).out == b"v"
+    assert json.loads(oram("verify", "s", "--json", "--key-file", key_file).text)["records"] == 1
+    assert oram("backup", "s", "b", "--key-file", key_file).code == 0
+    assert oram("restore", "b", "t", "--key-file", key_file).text == "restored 1 record\n"
+    assert json.loads(oram("info", "t", "--json").text)["index"] == "none"
 
 
 @pytest.mark.parametrize("scheme", ["path", "cuckoo", "linear"])

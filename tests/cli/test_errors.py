@@ -81,6 +81,8 @@ def test_existing_store(oram: Oram, store: Path) -> None:
             "eps must be a number from 0.1 to 3: below, the stash of a level has no useful bound",
         ),
         (["--scheme", "cuckoo", "--rebuild", "never"], 'rebuild must be "deamortized" or "amortized"'),
+        (["--scheme", "ring", "--index", "none"], "--index: only with --scheme cuckoo"),
+        (["--scheme", "cuckoo", "--index", "server"], 'index must be "client" or "none"'),
         (["--scheme", "square", "-Z", 4], "scheme must be one of path, ring, cuckoo, linear"),
     ],
 )

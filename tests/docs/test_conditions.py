@@ -1,16 +1,19 @@
-"""The thirteen conditions of docs/schemes/cuckoo.md are guarded by tests that there are."""
+"""The thirteen conditions of docs/schemes/cuckoo.md, with an index and without, are guarded by tests that there are."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "schemes" / "cuckoo.md").read_text()
 
 
-def test_the_conditions() -> None:
-    table = PAGE.split("## Thirteen conditions")[1].split("\n## ")[0]
+@pytest.mark.parametrize("head", ["\n## Thirteen conditions", "\n### The thirteen conditions without an index"])
+def test_the_conditions(head: str) -> None:
+    table = PAGE.split(head)[1].split("\n## ")[0]
     rows = re.findall(r"^\| (\d+) \| [^|]+ \| [^|]+ \| ([^|]+) \|$", table, re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, 14))
     for number, guards in rows:

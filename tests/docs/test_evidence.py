@@ -19,6 +19,7 @@ PAGE = (ROOT / "docs" / "evidence.md").read_text()
         ("control of Ring", "test_ring.py", r"Control\(", 21),
         ("control of shards", "test_shards.py", r"Control\(", 10),
         ("control of Cuckoo", "test_cuckoo_controls.py", r"[A-Z]\w+,", 12),
+        ("control of Cuckoo without an index", "test_binned_controls.py", r"\(by_\w+, [A-Z]\w+\),", 12),
     ],
 )
 def test_the_controls(head: str, module: str, control: str, least: int) -> None:

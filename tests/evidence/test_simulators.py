@@ -14,10 +14,11 @@ import pytest
 import oram
 from oram.backends import Backend, Capability, LMDBBackend, MemoryBackend
 from oram.backends.memory import MemoryStateFile
+from oram.params import cuckoo
 from oram.store import ObliviousStore
 from oram.testing.randomness import Coins, leaves_of, listen, looked_up, pinned, revealing
 from oram.testing.remote import RemoteBackend
-from oram.testing.simulators import canonical, simulator
+from oram.testing.simulators import CuckooSimulator, canonical, simulator
 from oram.testing.worlds import Make, Work, observe
 from oram.trace import TraceBackend
 
@@ -53,6 +54,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "cuckoo, large eps": {"scheme": oram.CuckooParams(eps=0.7), "tree_top": 0, "capacity": 30},
     "cuckoo, two blocks a value": {"scheme": oram.CuckooParams(c=16), "blocks_per_value": 2},
     "cuckoo, one block": {"scheme": "cuckoo", "capacity": 1},
+    "cuckoo, no index": {"scheme": oram.CuckooParams(index="none"), "tree_top": 0},
+    "cuckoo, no index, amortized": {"scheme": oram.CuckooParams(rebuild="amortized", c=8, index="none")},
+    "cuckoo, no index, two blocks a value": {"scheme": oram.CuckooParams(c=16, index="none"), "blocks_per_value": 2},
+    "cuckoo, no index, one block": {"scheme": oram.CuckooParams(index="none"), "capacity": 1},
     "linear": {"scheme": "linear"},
     "linear, several pages": {"scheme": "linear", "block_size": 700},
 }
@@ -297,7 +302,7 @@ def test_reopening(layout: str, mode: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["joint", "apart", "torn", "remote"])
-@pytest.mark.parametrize("layout", ["cuckoo", "cuckoo, amortized"])
+@pytest.mark.parametrize("layout", ["cuckoo", "cuckoo, amortized", "cuckoo, no index"])
 def test_cuckoo_reopened_inside_rebuilds(layout: str, place: str) -> None:
     """The first access after an opening reads stashes and what the rebuilds had in hand, as the clock says; then all goes on as before."""
     leaves, homes = [random.Random(21).getrandbits(31) for _ in range(2000)], dict[Any, int]()
@@ -320,6 +325,15 @@ def test_cuckoo_reopened_inside_rebuilds(layout: str, place: str) -> None:
     assert at > 300
     assert trace.events == expected.events
     assert trace.state_commits == expected.commits
+
+
+@pytest.mark.parametrize("place", ["joint", "remote"])
+def test_cuckoo_no_index_reopened_inside_two_passes(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where rebuilds have two passes: what chunks left over, and the stashes of bins that are written, are read again, too."""
+    for module in (cuckoo, CuckooSimulator):
+        monkeypatch.setattr(module, "IN_HAND" if module is cuckoo else "in_hand", 60)
+        monkeypatch.setattr(module, "SPREAD" if module is cuckoo else "spread", 3)
+    test_cuckoo_reopened_inside_rebuilds("cuckoo, no index", place)
 
 
 def test_a_journal_over_many_turns_of_the_pieces() -> None:

@@ -31,6 +31,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ring, cached top": {"scheme": oram.RingParams(Z=4, A=3, S=6, xor=False), "tree_top": 700},
     "ring, metadata there": {"scheme": oram.RingParams(Z=3, A=1, S=1, metadata="server"), "tree_top": 0},
     "cuckoo": {"scheme": oram.CuckooParams(c=8)},
+    "cuckoo, no index": {"scheme": oram.CuckooParams(c=8, index="none")},
     "linear": {"scheme": "linear"},
 }
 FACTORIES: dict[str, Callable[[Path], TraceBackend]] = {
@@ -132,21 +133,22 @@ def _events_of(kernel: str, pair: Pair, side: str, options: dict[str, Any]) -> t
 
 
 @pytest.mark.one_kernel
+@pytest.mark.parametrize("layout", ["cuckoo", "cuckoo, no index"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @each_pair
-def test_native_cuckoo_shows_what_the_reference_shows(pair: Pair, side: str) -> None:
+def test_native_cuckoo_shows_what_the_reference_shows(pair: Pair, side: str, layout: str) -> None:
     """Cuckoo's two worlds are compared on the reference kernels, where hash functions can be chosen; so this is their native counterpart."""
     try:
         kernels.load("native")
     except ParameterError:
         pytest.skip("the native kernels are not built")
-    options = {**LAYOUTS["cuckoo"], "durability": "process"}
+    options = {**LAYOUTS[layout], "durability": "process"}
     native, reference = (_events_of(name, pair, side, options) for name in ("native", "reference"))
     assert len(native[0]) > 10
     assert native == reference
 
 
-@pytest.mark.parametrize("layout", ["flat", "ring", "cuckoo"])
+@pytest.mark.parametrize("layout", ["flat", "ring", "cuckoo", "cuckoo, no index"])
 def test_different_leaves_look_different(layout: str, paths: Iterator[Path]) -> None:
     """The comparison can fail."""
     make = maker({**LAYOUTS[layout], "durability": "process"}, "memory", paths)

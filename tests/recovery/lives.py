@@ -49,6 +49,7 @@ SCHEMES: dict[str, tuple[SchemeParams, int]] = {
     "cached": (PathParams(page_levels=1), 1500),
     "stash": (PathParams(Z=1), 0),
     "cuckoo": (CuckooParams(), 0),
+    "cuckoo-none": (CuckooParams(index="none"), 0),
     "linear": (LinearParams(), 0),
     "ring": (RingParams(Z=4, A=3, S=3, xor=False), 480),
     "ring-evicts": (RingParams(Z=3, A=1, S=2), 1800),

@@ -25,7 +25,7 @@ PAIRS = [
     *[("unsynced", scheme) for scheme in ("stash", "cuckoo", "linear")],
     *[("torn", scheme) for scheme in ("path", "cached", "linear")],
     *[("torn-reverse-unsynced", scheme) for scheme in ("stash", "cuckoo", "linear")],
-    *[("remote", scheme) for scheme in ("cached", "cuckoo")],
+    *[("remote", scheme) for scheme in ("cached", "cuckoo", "cuckoo-none")],
     ("remote-torn-unsynced", "path"),
 ]
 RING_PAIRS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import oram
 from oram.backends import Backend
 from oram.params import CuckooParams, cuckoo
+from oram.schemes.binned import BinnedORAM
 from oram.schemes.cuckoo import CuckooORAM
 from oram.store import ObliviousStore
 from oram.testing.faults import FaultBackend, Storage, crash
@@ -29,25 +31,33 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuckoo, "SPREAD", 2)
 
 
-def made(place: str) -> Storage:
+def made(place: str, index: Any = "client") -> Storage:
     storage = Storage(**PLACES[place])
     items = {b"%d" % i: b"0" for i in range(0, N, 2)}
     oram.create(
-        storage.connect(), key=KEY, capacity=N, block_size=24, scheme=CuckooParams(c=8), items=items, durability="sync"
+        storage.connect(),
+        key=KEY,
+        capacity=N,
+        block_size=24,
+        scheme=CuckooParams(c=8, index=index),
+        items=items,
+        durability="sync",
     ).close()
     return storage
 
 
-def of_store(store: ObliviousStore) -> CuckooORAM:
+def of_store(store: ObliviousStore) -> CuckooORAM | BinnedORAM:
     scheme = store._engine.scheme
-    assert isinstance(scheme, CuckooORAM)
+    assert isinstance(scheme, CuckooORAM | BinnedORAM)
     return scheme
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_crash_in_every_access_of_three_bottom_epochs(place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "index"), [*[(place, "client") for place in PLACES], *[(place, "none") for place in list(PLACES)[::2]]]
+)
+def test_a_crash_in_every_access_of_three_bottom_epochs(place: str, index: str) -> None:
     """One store that crashes again and again, at another step each time, and never forgets what it acknowledged."""
-    storage, rng = made(place), np.random.default_rng(4)
+    storage, rng = made(place, index), np.random.default_rng(4)
     model = {b"%d" % i: b"0" for i in range(0, N, 2)}
     backend = storage.connect()
     store = open_store(backend)
@@ -102,9 +112,10 @@ CHOICES: list[Callable[[ObliviousStore], object]] = [
 ]
 
 
-def test_what_an_opening_reads_again_is_a_function_of_the_clock() -> None:
+@pytest.mark.parametrize("index", ["client", "none"])
+def test_what_an_opening_reads_again_is_a_function_of_the_clock(index: str) -> None:
     """Two stores with different content and history, opened at each moment: the same slots, then the same work."""
-    stores = [made("joint"), made("joint")]
+    stores = [made("joint", index), made("joint", index)]
     reads: list[list[tuple[int, ...]]] = [[], []]
     for step in range(2 * 64):
         for which, storage in enumerate(stores):
@@ -119,14 +130,22 @@ def test_what_an_opening_reads_again_is_a_function_of_the_clock() -> None:
             assert (again[0], access[0]) == ("read", "read")
             scheme = of_store(store)
             probes = 2 * len(scheme.geometry.alive(scheme.turn - 1, built=True))
+            if index == "none":  # a round for each table, the first one with what the rebuilds read
+                rounds, rest = rest[: probes // 2 - 1], rest[probes // 2 - 1 :]
+                assert [(op, len(indices)) for op, indices in rounds] == [("read", 2)] * len(rounds)
+                probes = 2
             reads[which] += [again[1], access[1][probes:], *[indices for _, indices in rest]]
             store.close()
     assert reads[0] == reads[1]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_the_same_slots_again_whatever_is_asked_next(place: str) -> None:
-    base = made(place)
+@pytest.mark.parametrize(
+    ("place", "index"),
+    [*[(place, "client") for place in PLACES], *[(place, "none") for place in ("joint", "apart", "remote")]],
+)
+def test_the_same_slots_again_whatever_is_asked_next(place: str, index: str) -> None:
+    """Without an index, also where the crash came between two round trips of an access."""
+    base = made(place, index)
     store = open_store(base.connect())
     for i in range(64 + 9):  # into the bottom's rebuild
         store[b"%d" % (i % (N - 1))] = b"%d" % i

@@ -6,7 +6,7 @@ from typing import Any
 
 import oram
 from oram.backends import Backend, MemoryBackend
-from oram.params import RingParams
+from oram.params import CuckooParams, RingParams
 from oram.store import ObliviousStore
 from oram.trace import Event, TraceBackend
 
@@ -26,7 +26,8 @@ def small(backend: Backend | None = None, **options: Any) -> ObliviousStore:
     """A store of 8 records in memory, journaled."""
     chosen: dict[str, Any] = {"capacity": 8, "block_size": 48, "scheme": "path", "durability": "process", "key": KEY}
     if isinstance(options.get("scheme"), str):
-        options["scheme"] = SCHEMES.get(options["scheme"], options["scheme"])
+        named = {**SCHEMES, "cuckoo, no index": CuckooParams(index="none")}
+        options["scheme"] = named.get(options["scheme"], options["scheme"])
     return oram.create(MemoryBackend() if backend is None else backend, **{**chosen, **options})
 
 

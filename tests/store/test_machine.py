@@ -69,6 +69,13 @@ CONFIGS: dict[str, Config] = {
     "cuckoo, remote, torn": Config(CuckooParams(c=8), place=REMOTE_WORST),
     "cuckoo, none": Config(CuckooParams(), durability="none"),
     "cuckoo, LMDB": Config(CuckooParams(), place="lmdb", durability="process"),
+    "cuckoo, no index": Config(CuckooParams(index="none"), tree_top=0),
+    "cuckoo, no index, torn": Config(CuckooParams(c=8, index="none"), place=WORST),
+    "cuckoo, no index, reference, amortized": Config(
+        CuckooParams(rebuild="amortized", index="none"), kernels="reference", place=APART
+    ),
+    "cuckoo, no index, remote, torn": Config(CuckooParams(c=8, index="none"), place=REMOTE_WORST, blocks_per_value=2),
+    "cuckoo, no index, none": Config(CuckooParams(index="none"), durability="none"),
     "linear": Config(LinearParams()),
     "linear, reference": Config(LinearParams(), kernels="reference", place=APART),
     "linear, records of blocks": Config(LinearParams(), blocks_per_value=2, place=WORST),
@@ -81,6 +88,7 @@ CONFIGS: dict[str, Config] = {
     "shards of ring, remote": Config(RING, place={**REMOTE, "shards": 3}, blocks_per_value=2, block_size=20, shards=3),
     "shards of ring, metadata there": Config(SERVER, place={**REMOTE, "lossy": True, "shards": 2}, shards=2),
     "shards of cuckoo": Config(CuckooParams(), place="sharded", shards=2),
+    "shards of cuckoo, no index": Config(CuckooParams(index="none"), place=REMOTE | {"shards": 2}, shards=2),
     "shards of linear": Config(LinearParams(), place="sharded", shards=2),
     "blocks, shards": Config(BUSY, keyed=False, place={**REMOTE, "shards": 2}, shards=2),
     "blocks": Config(keyed=False),
@@ -88,6 +96,7 @@ CONFIGS: dict[str, Config] = {
     "blocks, ring": Config(BUSY, keyed=False, place=REMOTE),
     "blocks, ring, metadata there": Config(SERVER, keyed=False),
     "blocks, cuckoo": Config(CuckooParams(), keyed=False, place=TORN),
+    "blocks, cuckoo, no index": Config(CuckooParams(index="none"), keyed=False, place=TORN),
     "blocks, linear": Config(LinearParams(), keyed=False, place=APART),
     "blocks, none": Config(PathParams(page_levels=1), tree_top=500, keyed=False, durability="none"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oram.kernels.native.binnedoram import NativeBinned
 from oram.kernels.native.cipher import NativeKeys, floor
 from oram.kernels.native.cuckoooram import NativeCuckoo
 from oram.kernels.native.linearoram import NativeLinear
@@ -11,7 +12,8 @@ from oram.kernels.native.simulation import NativePathSimulation, NativeRingSimul
 from oram.kernels.native.tagindex import NativeIndex
 
 __all__ = [
-    "cuckoo", "cuckoo_simulation", "floor", "index", "keys", "linear", "name", "path", "path_simulation", "ring", "ring_simulation",
+    "binned", "cuckoo", "cuckoo_simulation", "floor", "index", "keys", "linear", "name", "path", "path_simulation", "ring",
+    "ring_simulation",
 ]  # fmt: skip
 
 name = "native"
@@ -19,6 +21,7 @@ keys = NativeKeys
 path = NativePath
 ring = NativeRing
 cuckoo = NativeCuckoo
+binned = NativeBinned
 linear = NativeLinear
 index = NativeIndex
 path_simulation = NativePathSimulation

@@ -5,6 +5,7 @@ Given the same requests, draws and keys they leave the same bytes behind, in cli
 
 from __future__ import annotations
 
+from oram.kernels.reference.binnedoram import ReferenceBinned
 from oram.kernels.reference.cipher import ReferenceKeys
 from oram.kernels.reference.cuckoooram import ReferenceCuckoo
 from oram.kernels.reference.linearoram import ReferenceLinear
@@ -14,12 +15,14 @@ from oram.kernels.reference.simulation import ReferencePathSimulation, Reference
 from oram.kernels.reference.tagindex import ReferenceIndex
 
 __all__ = [
+    "ReferenceBinned",
     "ReferenceCuckoo",
     "ReferenceIndex",
     "ReferenceKeys",
     "ReferenceLinear",
     "ReferencePath",
     "ReferenceRing",
+    "binned",
     "cuckoo",
     "cuckoo_simulation",
     "index",
@@ -37,6 +40,7 @@ keys = ReferenceKeys
 path = ReferencePath
 ring = ReferenceRing
 cuckoo = ReferenceCuckoo
+binned = ReferenceBinned
 linear = ReferenceLinear
 index = ReferenceIndex
 path_simulation = ReferencePathSimulation

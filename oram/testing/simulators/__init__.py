@@ -7,7 +7,8 @@ and independent of the workload (``randomness.script``). It shares no arithmetic
 Ring reveals one thing more: which slots of a bucket are read. The simulator draws them itself, uniformly from those not read since the bucket was
 written; so events are compared up to the names of slots (``canonical``), and that the real ones are drawn like that is for ``statistics.uniform_ranks``.
 
-Cuckoo reveals two slots of each table for each request. They are all drawn in advance here (``randomness.revealing``): so events are compared whole.
+Cuckoo reveals two slots of each table for each request, with an index or without. They are all drawn in advance here
+(``randomness.revealing``): so events are compared whole.
 
 Source: the argument of Stefanov et al. (CCS 2013), section 3.6, and of Ren et al. (2015), section 3.6; docs/architecture.md for pages, pieces and the clock.
 """
@@ -19,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from oram.testing.simulators.base import Batch, Commit, Simulator
+from oram.testing.simulators.binned import BinnedSimulator
 from oram.testing.simulators.cuckoo import CuckooSimulator
 from oram.testing.simulators.linear import LinearSimulator
 from oram.testing.simulators.path import PathSimulator, page_levels
@@ -28,6 +30,7 @@ from oram.trace import Event
 
 __all__ = [
     "Batch",
+    "BinnedSimulator",
     "Commit",
     "CuckooSimulator",
     "Dealt",
@@ -58,6 +61,8 @@ SIMULATORS: dict[str, type[Simulator]] = {
 def simulator(info: Mapping[str, Any], **options: bool) -> Simulator:
     """The simulator of the scheme in ``info``; options as for ``Simulator``."""
     kind, shards = SIMULATORS[info["scheme"]], int(info.get("shards", 1))
+    if info.get("index") == "none":
+        kind = BinnedSimulator
     if shards == 1:
         return kind(info, **options)
     return ShardedSimulator(info, [kind(tree_info(info), **options) for _ in range(shards)], **options)

@@ -24,11 +24,16 @@ def pair(leaf: int, level: int, epoch: int, m: int) -> tuple[int, int]:
 
 @dataclass
 class Stretch:
-    """Slots that are read one after the other, or written after ``source`` was read."""
+    """Slots that are read one after the other, or written after ``source`` was read.
+
+    before and after: what an opening inside it, or right behind it, reads besides ``slots`` or ``source``.
+    """
 
     read: bool
     slots: list[int]
     source: Stretch | None = None
+    before: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -49,6 +54,10 @@ class CuckooSimulator(Simulator):
     """Levels merge when flushes end in zeros; a rebuild moves the same slots in the same order, whatever is in them."""
 
     seed = 32
+    in_hand, spread = (
+        4096,
+        16,
+    )  # from which entries on a rebuild has two passes; blocks of a chunk, in square roots of them
 
     def __init__(self, info: Mapping[str, Any], **options: bool) -> None:
         super().__init__(info, **options)
@@ -76,7 +85,7 @@ class CuckooSimulator(Simulator):
 
     def _chunks(self, level: int) -> tuple[int, int]:
         n = self._n[level]
-        b = math.isqrt(n) // 16 if self._spread and n >= 4096 else 1
+        b = math.isqrt(n) // self.spread if self._spread and n >= self.in_hand else 1
         mean = n / b**2
         return b, math.ceil(mean + 6 * mean**0.5 + 6)
 
@@ -134,17 +143,16 @@ class CuckooSimulator(Simulator):
         yield first
         yield [*second, rest_of_all, Stretch(False, stash, rest_of_all)]
 
+    def _moved(self, level: int) -> tuple[int, int]:
+        """Slots that the passes of a rebuild move, with an old bottom even where there is none yet."""
+        b, r = self._chunks(level)
+        middle = 0 if b == 1 else b * (b * r + CHUNK_STASH)
+        inputs = sum(2 * self._m[i] for i in range(level)) + (2 * self._m[-1] if level == self._L else 0)
+        return inputs + middle, middle + 2 * self._m[level] + STASH
+
     def _work(self, epoch: Epoch, k: int) -> list[tuple[Stretch, int]]:
         """What the k-th access of a rebuild moves: stretches and places in them."""
-        b, r = self._chunks(epoch.level)
-        middle = 0 if b == 1 else b * (b * r + CHUNK_STASH)
-        last = middle + 2 * self._m[epoch.level] + STASH
-        # with an old bottom, even where there is none yet
-        first = (
-            sum(2 * self._m[i] for i in range(epoch.level))
-            + (2 * self._m[-1] if epoch.level == self._L else 0)
-            + middle
-        )
+        first, last = self._moved(epoch.level)
         length = epoch.ready - epoch.begun
         share = min(length - 1, max(1 if first else 0, round(length * first / (first + last))))
         flat = [[(s, i) for s in stretches for i in range(len(s.slots))] for stretches in epoch.passes]
