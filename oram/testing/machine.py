@@ -25,6 +25,7 @@ from oram.errors import (
     CapacityError,
     MissingKeyError,
     StoreClosedError,
+    TookEffectError,
     UncleanShutdownError,
     ValueTooLargeError,
 )
@@ -334,6 +335,8 @@ class StoreMachine(RuleBasedStateMachine):
         possible = [self.model, after]
         try:
             perform(self.store, operation)
+            possible = [after]
+        except TookEffectError:
             possible = [after]
         except BackendFullError:
             pass
