@@ -103,11 +103,12 @@ def _tree_top(levels: Any, wanted: int) -> int:
 
 
 class Scratch:
-    """Where scratch stores come from. look: how to see what the server saw. joint, remote: for ``testing.simulators``."""
+    """Where scratch stores come from. look: how to see what the server saw. joint, remote, xor: for ``testing.simulators``, xor as the latest store has it."""
 
     def __init__(self, target: Target, directory: Path) -> None:
         self.target, self._directory, self._count = target, directory, 0
         self.joint, self.remote = target.kind != "redis", target.kind == "redis"
+        self.xor = False
         self.look: Look = own_trace
         self._names: list[str] = []
         self._server: Any = None
@@ -131,7 +132,9 @@ class Scratch:
             with warnings.catch_warnings(action="ignore", category=BackendWarning):
                 trace = TraceBackend(self._server.backend(name))
             options["state"] = self._directory / f"{self._count}"
-        return oram.create(trace, **options), trace
+        store = oram.create(trace, **options)
+        self.xor = bool(getattr(store._engine.scheme, "xor", False))
+        return store, trace
 
     def erase(self) -> None:
         """Nothing stays on the server."""

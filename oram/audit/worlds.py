@@ -98,7 +98,7 @@ def _differ(place: Scratch, left: View, right: View) -> str:
     if left.draws != right.draws or not (left.one_draw_a_request and right.one_draw_a_request):
         return "a request did not consume exactly one draw"
     for view in (left, right):
-        simulated = view.simulated(joint=place.joint, remote=place.remote)
+        simulated = view.simulated(joint=place.joint, remote=place.remote, xor=place.xor)
         said = audible(simulated.shown) if place.remote else simulated.shown
         if view.shown != said:
             return "the server saw something that does not follow from the leaves looked up"

@@ -17,6 +17,8 @@ Exit codes, which scripts may rely on:
     12   the server refuses the user or the password, or does not permit the user this
     13   it took effect, and something behind it failed: the next command finds it done (after rekey: with the new key)
     14   a figure that was measured again lies outside its tolerance
+    15   an audit found a leak
+    16   an audit saw too little to say anything
     130  interrupted
     141  whoever read the output went away; no message
 

@@ -16,6 +16,7 @@ import typer
 import oram
 from oram import cli, record
 from oram.cli import credentials, exits, formats, places, schemes
+from oram.cli.audit import audit
 from oram.cli.bench import bench
 from oram.cli.exits import InputError
 from oram.cli.progress import Meter, meter
@@ -721,5 +722,6 @@ def watch(
     run_watch(host=host, port=port, scheme=scheme, seed=seed)
 
 
+app.command()(audit)
 app.command()(bench)
 app.command()(reproduce)

@@ -8,9 +8,8 @@ from oram import errors
 
 __all__ = ["CLOSED", "CODES", "INTERRUPTED", "InputError", "StoppedError", "explain", "one_line"]
 
-USAGE, PLACE, KEY, INTEGRITY, LOCKED, BACKEND, SIZE, BACKUP, OTHER, UNAVAILABLE, ACCESS, TOOK_EFFECT, OUTSIDE = range(
-    2, 15
-)
+USAGE, PLACE, KEY, INTEGRITY, LOCKED, BACKEND, SIZE, BACKUP, OTHER = range(2, 11)
+UNAVAILABLE, ACCESS, TOOK_EFFECT, OUTSIDE, LEAK, INCONCLUSIVE = range(11, 17)
 INTERRUPTED = 130
 CLOSED = 141  # as if SIGPIPE had ended the program
 
