@@ -17,7 +17,7 @@ import pytest
 import redis as redis_py
 
 import oram
-from oram.backends import RedisBackend, RedisOptions, RegionShape, SlotWrite
+from oram.backends import RedisBackend, RedisOptions, RegionShape, SlotRead, SlotWrite
 from oram.errors import BackendAccessError, BackendError, BackendUnavailableError, IntegrityError, OramError
 from oram.testing.proxy import Proxy
 from oram.testing.servers import Server, redis_server
@@ -209,6 +209,21 @@ def test_a_flood(liar: Liar, name: str) -> None:
             backend.read("tree", ALL)
 
 
+@pytest.mark.parametrize("command", [b"MGET", b"EXEC", b"HGETALL", b"CLUSTER", b"WATCH"])
+@pytest.mark.parametrize(
+    "lie", [b"*2147483647\r\n", b"*1\r\n" * 6 + b"*99999999\r\n", b"*4294967296\r\n", b"$536870912\r\n"]
+)
+def test_lengths_that_are_only_said(liar: Liar, name: str, command: bytes, lie: bytes) -> None:
+    """The parser makes room for as many as a header says, before any of them is there: it does not get to see such a one."""
+    with opened(liar, name) as backend:
+        backend._link.drop()
+        liar.answer = instead(command, lie)
+        start = time.process_time()
+        with pytest.raises(BackendError, match="more than it was asked"):
+            backend.exchange((ONE,), SlotRead("tree", ALL)) if command != b"MGET" else backend.read("tree", ALL)
+        assert time.process_time() - start < 1
+
+
 @pytest.mark.parametrize("size", [1 << 29, 4097, 1])
 def test_a_header_of_another_size(liar: Liar, name: str, tmp_path: Path, size: int) -> None:
     """It is read before anything is authenticated: not as long as the server says."""
@@ -274,6 +289,13 @@ def test_any_answer_at_any_place(liar: Liar, shared: Server, name: str, tmp_path
                 client.delete(f"{{{name}}}:lease")
     assert failed > answers
     use()  # nothing was lost over it
+
+
+@pytest.mark.parametrize("lie", [b"*0\r\n", b"*2\r\n$0\r\n\r\n$1\r\n7\r\n"])
+def test_a_region_that_is_declared_and_not_there(liar: Liar, name: str, lie: bytes) -> None:
+    liar.answer = instead(b"HGETALL", lie)
+    with RedisBackend(liar.url(name)) as backend, pytest.raises(OramError):
+        backend.allocate("tree", SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from oram.backends.base import (
     check_region,
     check_write,
 )
+from oram.backends.redis.inbox import Form
 from oram.backends.redis.keys import CHUNK_BYTES, Names, Region
 from oram.backends.redis.link import Link, Turns
 from oram.backends.redis.options import Credentials, RedisOptions
@@ -44,6 +45,7 @@ from oram.backends.redis.replies import (
     pairs,
     refuse,
     rows,
+    strange,
     strings,
     taken_by,
 )
@@ -178,7 +180,7 @@ class RedisBackend(XorBackend):
         if region not in self._regions or region in self._leaving:
             self._call(partial(self._declare, region, shape))
             self._leaving.discard(region)
-        declared = self._regions[region].shape
+        declared = self._region(region).shape
         if declared != shape:
             raise BackendError(f"region {region!r} is there with {declared.slots} x {declared.slot_size} bytes")
 
@@ -188,6 +190,8 @@ class RedisBackend(XorBackend):
         # not where it is: this may be the second attempt, or another client's region
         self._transact([pack(b"HSETNX", self._names.regions, region.encode(), record)])
         self._load()
+        if region not in self._regions:
+            raise strange()
 
     def regions(self) -> Mapping[str, RegionShape]:
         self._check()
@@ -302,7 +306,8 @@ class RedisBackend(XorBackend):
         if puts or folds:
             gets = known.gets(indices)
             expected = (indices.size + len(which)) * (size + _REPLY)
-            head, done = self._call(partial(self._pipeline, gets, puts + folds, expected))
+            forms = known.forms(indices.size)
+            head, done = self._call(partial(self._pipeline, gets, puts + folds, expected, forms))
         else:
             head = self._call(partial(self._fetch, known, indices)) if indices.size else []
         data, present = rows(head, indices.size, size)
@@ -342,14 +347,18 @@ class RedisBackend(XorBackend):
 
     def _fetch(self, known: Region, indices: I64) -> list[Any]:
         """A read and nothing else. The owner looks at the lease in the same command: what it reads after it lost it would seem changed."""
-        expected = indices.size * (known.shape.slot_size + _REPLY)
-        if self._token is None:
-            return self._ask(known.gets(indices), expected)
-        replies = self._ask(known.gets(indices, self._names.lease), expected)
-        last = array(replies[-1])
-        if not last or last.pop() != self._token:
-            self._doubt()
-            self._arm()  # or it raises: then the slots are another's
+        count, token = indices.size, self._token
+        expected = count * (known.shape.slot_size + _REPLY)
+        gets = known.gets(indices) if token is None else known.gets(indices, self._names.lease)
+        replies = self._link.trip(gets, expected, known.forms(count, token))
+        if len(replies) == 1 and isinstance(replies[0], np.ndarray):
+            return replies  # all of it, and the lease is ours
+        refuse(replies)
+        if token is not None and not isinstance(replies[-1], np.ndarray):
+            last = array(replies[-1])
+            if not last or last.pop() != token:
+                self._doubt()
+                self._arm()  # or it raises: then the slots are another's
         return replies
 
     def _puts(self, writes: Sequence[SlotWrite]) -> list[bytes]:
@@ -563,9 +572,11 @@ class RedisBackend(XorBackend):
 
     # Round trips
 
-    def _pipeline(self, before: list[bytes], commands: list[bytes], expected: int = 0) -> tuple[list[Any], list[Any]]:
+    def _pipeline(
+        self, before: list[bytes], commands: list[bytes], expected: int = 0, forms: Sequence[Form | None] = ()
+    ) -> tuple[list[Any], list[Any]]:
         """Commands in a transaction that takes place only while the lease is as this client knows it; ``before`` ahead of it. One round trip.
-        expected: bytes of the slots that come back.
+        expected: bytes of the slots that come back. forms: of those to ``before``.
 
         Returns both lots of replies, none of them an error.
         """
@@ -578,7 +589,8 @@ class RedisBackend(XorBackend):
             # that has written nothing, where WAIT says nothing, and not of a server that may have lost writes.
             due = self._replicas and self._at_risk and self._at_risk % _ASK == 0 and self._wrote and self._verified
             ask = [names.wait(self._replicas, _PATIENCE)] if due else []
-            replies = self._link.trip([*ask, *before, MULTI, *commands, EXEC, names.watch, names.holder], expected)
+            trip = [*ask, *before, MULTI, *commands, EXEC, names.watch, names.holder]
+            replies = self._link.trip(trip, expected, [None, *forms] if ask else forms)
             if ask:
                 self._heard(replies.pop(0))
             done, watched, holder = replies[-3:]
@@ -626,9 +638,9 @@ class RedisBackend(XorBackend):
     def _transact(self, commands: list[bytes]) -> list[Any]:
         return self._pipeline([], commands)[1]
 
-    def _ask(self, commands: list[bytes], expected: int = 0) -> list[Any]:
-        """Commands in one round trip; none of the replies is an error. expected: bytes of the slots that come back."""
-        replies = self._link.trip(commands, expected)
+    def _ask(self, commands: list[bytes]) -> list[Any]:
+        """Commands in one round trip; none of the replies is an error."""
+        replies = self._link.trip(commands)
         refuse(replies)
         return replies
 

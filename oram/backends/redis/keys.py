@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from oram.backends.base import RegionShape
+from oram.backends.redis.inbox import Form
 from oram.backends.redis.wire import pack
 from oram.types import I64
 
@@ -71,3 +72,15 @@ class Region:
         """The commands that read these slots, the last of them the keys ``more`` too."""
         keys, step = [*self.keys(indices), *more], self.step + len(more)
         return [pack(b"MGET", *keys[first : first + step]) for first in range(0, len(keys), step)]
+
+    def forms(self, count: int, last: bytes | None = None) -> list[Form | None]:
+        """What the replies to those commands are like if all slots are there, and the key behind them, if any, holds ``last``."""
+        size, step = self.shape.slot_size, self.step + (last is not None)
+        if count + (last is not None) <= step:
+            return [Form(count, size, last)] if count else []
+        firsts = range(0, count, step)
+        forms: list[Form | None] = [Form(min(step, count - first), size) for first in firsts]
+        rest = count - firsts[-1]
+        if last is not None:
+            forms = [*forms[:-1], Form(rest, size, last)] if rest < step else [*forms, None]
+        return forms
