@@ -13,8 +13,11 @@ import hiredis
 import numpy as np
 import pytest
 
+from oram.backends import RegionShape
 from oram.backends.redis.inbox import FloodError, Form, GarbledError, Inbox
+from oram.backends.redis.keys import Names, Region
 from oram.backends.redis.replies import rows
+from oram.backends.redis.wire import pack
 
 ROOM = 1 << 16
 
@@ -181,3 +184,24 @@ def test_over_a_real_connection() -> None:
             array, ok = inbox.take(2, ROOM, [Form(2, 8)], time.monotonic() + 10)
             assert array.tobytes() == b"12345678" * 2
             assert ok == b"OK"
+
+
+@pytest.mark.parametrize("slots", [1, 16, 17, 1 << 20, (1 << 40) + 1])
+def test_reads_are_what_hiredis_packs(slots: int) -> None:
+    """Also those that are remembered, in chunks, and with a lease behind them."""
+    names = Names("a.b_c-9")
+    region = Region.of(names, 7, RegionShape(slots, 3 << 20))  # of which two make a command
+    source = np.random.default_rng(1)
+    for last in (None, (names.lease, b"f" * 32), (names.lease, b"e" * 32)):
+        for count in (1, 2, 3, 5, 2, 1):
+            indices = source.integers(0, slots, count)
+            commands, forms = region.gets(indices, last)
+            keys = region.keys(indices)
+            pieces = [keys[i : i + 2] for i in range(0, count, 2)]
+            if last is not None:
+                pieces[-1].append(last[0])
+            assert commands == [pack(b"MGET", *piece) for piece in pieces]
+            assert sum(form.count for form in forms if form is not None) == count
+            assert forms[-1] is not None
+            assert (b"" if last is None else last[1]) in forms[-1].end
+    assert region.gets(indices[:0], last) == ([], [])

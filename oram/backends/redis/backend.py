@@ -304,9 +304,8 @@ class RedisBackend(XorBackend):
         which, folds = self._folds(known, groups)
         done: list[Any] = []
         if puts or folds:
-            gets = known.gets(indices)
+            gets, forms = known.gets(indices)
             expected = (indices.size + len(which)) * (size + _REPLY)
-            forms = known.forms(indices.size)
             head, done = self._call(partial(self._pipeline, gets, puts + folds, expected, forms))
         else:
             head = self._call(partial(self._fetch, known, indices)) if indices.size else []
@@ -347,10 +346,9 @@ class RedisBackend(XorBackend):
 
     def _fetch(self, known: Region, indices: I64) -> list[Any]:
         """A read and nothing else. The owner looks at the lease in the same command: what it reads after it lost it would seem changed."""
-        count, token = indices.size, self._token
-        expected = count * (known.shape.slot_size + _REPLY)
-        gets = known.gets(indices) if token is None else known.gets(indices, self._names.lease)
-        replies = self._link.trip(gets, expected, known.forms(count, token))
+        token = self._token
+        gets, forms = known.gets(indices, None if token is None else (self._names.lease, token))
+        replies = self._link.trip(gets, indices.size * (known.shape.slot_size + _REPLY), forms)
         if len(replies) == 1 and isinstance(replies[0], np.ndarray):
             return replies  # all of it, and the lease is ours
         refuse(replies)
@@ -657,12 +655,16 @@ class RedisBackend(XorBackend):
                 raise FencedError("another client took the store over: close this handle")
             if self._verifying:
                 return self._once(work)
-            turns = Turns(self._link, self.options.retry if retry is None else retry)
+            start, turns = time.monotonic(), None
             while True:
                 try:
+                    if turns is None and self._verified and self._link.up and start < self._renew_at:
+                        return work()  # nothing else is due, as a rule
+                    turns = turns or Turns(self._link, start, self.options.retry if retry is None else retry)
                     return self._attempt(work, turns.end, verify)
                 except (BrokenError, BackendReadOnlyError) as error:
                     trouble = error
+                turns = turns or Turns(self._link, start, self.options.retry if retry is None else retry)
                 if not turns.another(trouble):
                     break
             if isinstance(trouble, BrokenError):

@@ -51,6 +51,7 @@ class Inbox:
     def __init__(self, connection: socket.socket, reader: Any) -> None:
         self._connection, self._reader = connection, reader
         self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
         self._at = self._end = 0  # what is there, and was not taken
         self._until = 0.0
 
@@ -74,13 +75,16 @@ class Inbox:
         while len(found) < count:
             found.append(self._value(room))
         if len(self._buffer) > 4 * _BUFFER and self._at == self._end:
-            self._buffer = bytearray(_BUFFER)
+            self._hold(bytearray(_BUFFER))
         return found
 
     def hear(self) -> Any:
         """The next reply, which may have come with those before it, however long it takes; each part of it within the connection's timeout."""
         self._until = math.inf
         return self._value(_LONG)
+
+    def _hold(self, buffer: bytearray) -> None:
+        self._buffer, self._view = buffer, memoryview(buffer)
 
     def _more(self, need: int = 1) -> None:
         """Wait for further bytes. need: how many are known to come, at least."""
@@ -89,12 +93,11 @@ class Inbox:
             if left + need > len(self._buffer) or not self._at:
                 larger = bytearray(max(left + need, 2 * left))
                 larger[:left] = self._buffer[self._at : self._end]
-                self._buffer = larger
+                self._hold(larger)
             else:
                 self._buffer[:left] = self._buffer[self._at : self._end]
             self._at, self._end = 0, left
-        with memoryview(self._buffer) as view:
-            got = self._connection.recv_into(view[self._end :] if self._end else view)
+        got = self._connection.recv_into(self._view[self._end :] if self._end else self._view)
         if not got:
             raise ConnectionResetError
         self._end += got

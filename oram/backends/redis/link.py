@@ -206,8 +206,8 @@ class Turns:
     There is one a call, and one clock: what a call does on its way makes no turns of its own.
     """
 
-    def __init__(self, link: Link, patience: float) -> None:
-        self._link, self.end = link, time.monotonic() + patience
+    def __init__(self, link: Link, start: float, patience: float) -> None:
+        self._link, self.end = link, start + patience
         self._pauses = 0
         link.tried.clear()
 
