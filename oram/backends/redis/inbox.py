@@ -34,7 +34,7 @@ class Form:
     count, size: of the slots, at least one. last: what the key behind the slots holds; None where there is none.
     """
 
-    __slots__ = ("count", "end", "separator", "size", "start", "total")
+    __slots__ = ("between", "count", "end", "separator", "shape", "size", "start", "steps", "total")
 
     def __init__(self, count: int, size: int, last: bytes | None = None) -> None:
         self.count, self.size = count, size
@@ -42,6 +42,8 @@ class Form:
         self.start = b"*%d\r\n%b" % (count + (last is not None), bulk)
         self.separator = b"\r\n" + bulk
         self.end = b"\r\n" if last is None else b"\r\n$%d\r\n%b\r\n" % (len(last), last)
+        self.shape, self.steps = (count, size), (size + len(self.separator), 1)
+        self.between = (count - 1, len(self.separator))
         self.total = len(self.start) + (count - 1) * (size + len(self.separator)) + size + len(self.end)
 
 
@@ -110,10 +112,22 @@ class Inbox:
         """The slots, or None as soon as the reply is seen to be of another form, of which nothing is taken then."""
         start, separator = len(form.start), form.separator
         stride, checked = form.size + len(separator), 0
+        if self._end == self._at:
+            self._more(form.total)
         while True:
             have = self._end - self._at
             if have:
                 buffer, at = self._buffer, self._at
+                if have >= form.total and not checked:  # as a rule: all at once
+                    if (
+                        buffer.startswith(form.start, at)
+                        and buffer.startswith(form.end, at + form.total - len(form.end))
+                        and np.ndarray(form.between, np.uint8, buffer, at + start + form.size, form.steps).tobytes()
+                        == separator * (form.count - 1)
+                    ):
+                        self._at += form.total
+                        return np.ndarray(form.shape, np.uint8, buffer, at + start, form.steps).copy()
+                    return None
                 if have < start:
                     if form.start[:have] != buffer[at : at + have]:
                         return None

@@ -96,8 +96,11 @@ class Wire:
         there, inbox = self._socket, self._inbox
         if there is None or inbox is None:
             raise ConnectionResetError
-        pieces = commands if len(commands) == 1 else joined(commands)
-        length = sum(map(len, pieces))
+        if len(commands) == 1:
+            pieces, length = commands, len(commands[0])
+        else:
+            pieces = joined(commands)
+            length = sum(map(len, pieces))
         end = time.monotonic() + self._timeout + (length + expected) / _RATE
         if length <= _JOINED:  # which it has the connection's own timeout for
             for piece in pieces:
