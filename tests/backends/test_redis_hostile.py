@@ -378,3 +378,23 @@ def test_a_drop_of_which_nothing_was_heard(shared: Server, name: str, when: str)
         backend.drop("tree")
         backend.allocate("tree", SHAPE)
         assert not backend.read("tree", ALL).present.any()
+
+
+@pytest.mark.parametrize("skip", range(3))
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_erasure_that_is_interrupted(shared: Server, name: str, when: str, skip: int) -> None:
+    """By the owner. What goes away is not missed on a new connection."""
+    with (
+        Proxy(shared.port) as proxy,
+        RedisBackend(f"redis://127.0.0.1:{proxy.port}/0?name={name}&timeout=5&retry=5&lease=60") as backend,
+    ):
+        backend.allocate("tree", SHAPE)
+        backend.acquire()
+        backend.write_all([ONE])
+        proxy.cut(when, b"UNLINK", skip=skip)  # type: ignore[arg-type]
+        backend.erase()
+        assert proxy.fired.is_set()
+        backend.acquire()
+        assert not backend.regions()
+    with admin(shared) as client:
+        assert client.keys(f"{{{name}}}:0*") == client.keys(f"{{{name}}}:[rdl]*") == []

@@ -511,9 +511,10 @@ class RedisBackend(XorBackend):
         """Delete everything of this store, whatever its state, a thousand keys at a time. **It is gone.** For the owner, or where nobody else knows the name.
 
         Other than ``drop`` it needs no lease and takes no memory, of which a server that is full may have none left: so it makes room. Afterwards the
-        backend is as for a new store.
+        backend is as for a new store, and nobody's: what goes away is not to be missed on a new connection.
         """
         names = self._names
+        self.release()
         self._unlink([names.lease])  # first, so that what is still on its way over an older connection fails
         dropped = [Region.of(names, number, RegionShape(slots, 1)) for number, slots in self._call(self._leftovers)]
         gone, self._regions = (*self._regions.values(), *dropped), {}
