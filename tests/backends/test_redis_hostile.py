@@ -178,6 +178,33 @@ def test_byte_by_byte(liar: Liar, name: str) -> None:
         assert time.monotonic() - start < 15
 
 
+def test_a_check_that_takes_for_ever(liar: Liar, name: str) -> None:
+    """Each answer comes in time, and there is no end to what has to be asked: the call around it has one all the same."""
+    with opened(liar, name) as backend:
+        reads = 0
+
+        def check(_: int) -> None:
+            nonlocal reads
+            for _ in range(10_000):
+                backend.read("tree", ALL)
+                reads += 1
+
+        def slowly(words: list[bytes], said: bytes) -> bytes:
+            if words[0] == b"MGET":
+                time.sleep(0.05)
+            return said
+
+        backend.on_reconnect(check)
+        liar.answer = slowly
+        backend._link.drop()
+        start = time.monotonic()
+        with pytest.raises(BackendUnavailableError, match="timed out"):
+            backend.write_all([ONE])
+        assert time.monotonic() - start < 10
+        assert reads > 1
+        backend.on_reconnect(lambda _: None)
+
+
 def test_a_planted_region(
     liar: Liar, shared: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ class RedisBackend(XorBackend):
         self._at_risk = 0  # transactions since the replicas were last known to have all of them
         self._verify: Callable[[int], None] | None = None  # to be called on each new connection
         self._verified = True  # it was
+        self._over = 0.0  # when it has taken too long
         self._verifying = False  # it is being called just now
         self._breaks: list[BrokenError | BackendReadOnlyError] = []  # what came in between
         self._wrote = False  # this connection wrote, so that WAIT says something about it
@@ -682,7 +683,7 @@ class RedisBackend(XorBackend):
         if self._token is not None and time.monotonic() >= self._renew_at:
             self._renew()
         if not self._verified and verify:
-            self._look_over()
+            self._look_over(until)
         return work()
 
     def _connect(self, until: float) -> None:
@@ -703,8 +704,11 @@ class RedisBackend(XorBackend):
             raise
         self._link.found = True
 
-    def _look_over(self) -> None:
-        """Do what ``on_reconnect`` asked for on a new connection. If that breaks, too, the next one begins it anew."""
+    def _look_over(self, until: float) -> None:
+        """Do what ``on_reconnect`` asked for on a new connection. If that breaks, too, or goes on after ``until``, the next one begins it anew, from
+        where the server is by then.
+        """
+        self._over = until + self.options.timeout
         self._verified = self._verifying = True  # first: it calls this backend
         self._breaks.clear()
         try:
@@ -723,6 +727,8 @@ class RedisBackend(XorBackend):
         try:
             if not self._link.up:
                 raise BrokenError("the connection broke")
+            if time.monotonic() > self._over:
+                raise BrokenError("timed out")
             return work()
         except (BrokenError, BackendReadOnlyError) as error:
             self._breaks.append(error)
