@@ -178,6 +178,8 @@ class Inbox:
             if line + 2 > self._end:
                 at = self._wait(at, line + 2 - self._end, room)
                 continue
+            if not self._buffer.startswith(b"\r\n", line):
+                raise GarbledError
             at, left = line + 2, left - 1
             if left * 3 > room:
                 raise FloodError
