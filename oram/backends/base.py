@@ -264,11 +264,20 @@ def check_state_keys(puts: Sequence[tuple[bytes, bytes | memoryview]], deletes: 
         raise BackendError(f"a key of the client state must be 1 to {MAX_STATE_KEY} bytes long")
 
 
+#: Indices of which a list is looked through sooner than an array.
+_FEW = 64
+
+
 def check_indices(shape: RegionShape, indices: I64) -> None:
     """Raise BackendError unless ``indices`` is a 1-d int64 array within the region."""
     if indices.dtype != np.int64 or indices.ndim != 1:
         raise BackendError("slot indices must be a one-dimensional int64 array")
-    if indices.size and int(indices.view(np.uint64).max()) >= shape.slots:  # a negative index is a huge one here
+    if indices.size > _FEW:
+        wrong = int(indices.view(np.uint64).max()) >= shape.slots  # a negative index is a huge one here
+    else:
+        some = indices.tolist()
+        wrong = bool(some) and (min(some) < 0 or max(some) >= shape.slots)
+    if wrong:
         raise BackendError(f"slot index outside a region of {shape.slots} slots")
 
 

@@ -225,9 +225,9 @@ def trips(backend: RedisBackend) -> Iterator[list[int]]:
     made: list[int] = []
     trip = backend._link.trip
 
-    def counted(commands: list[bytes], expected: int = 0) -> list[object]:
+    def counted(commands: list[bytes], *more: object) -> list[object]:
         made.append(len(commands))
-        return trip(commands, expected)
+        return trip(commands, *more)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend._link, "trip", counted)

@@ -535,13 +535,13 @@ def test_a_drop_goes_along(cluster: Cluster, name: str, monkeypatch: pytest.Monk
         backend.write("big", np.arange(400), rows(1, 400, 8))
         trip, scans = backend._link.trip, 0
 
-        def moving(commands: list[bytes], expected: int = 0) -> list[Any]:
+        def moving(commands: list[bytes], *more: Any) -> list[Any]:
             nonlocal scans
             scans += any(b"SCAN" in command for command in commands)
             if scans == 3:
                 scans += 1
                 Move(cluster, name).finish()
-            return trip(commands, expected)
+            return trip(commands, *more)
 
         monkeypatch.setattr(backend._link, "trip", moving)
         backend.drop("big")
@@ -557,8 +557,8 @@ def answering(backend: RedisBackend, monkeypatch: pytest.MonkeyPatch, answer: Ca
     """Replace replies of the server by ``answer()``, where that is something."""
     trip = backend._link.trip
 
-    def spoilt(commands: list[bytes], expected: int = 0) -> list[Any]:
-        replies = trip(commands, expected)
+    def spoilt(commands: list[bytes], *more: Any) -> list[Any]:
+        replies = trip(commands, *more)
         instead = answer()
         return replies if instead is None else [instead] * len(replies)
 
@@ -769,8 +769,8 @@ def test_nodes_that_make_no_sense(cluster: Cluster, name: str, monkeypatch: pyte
         trip = backend._link.trip
         for junk in JUNK:
 
-            def spoilt(commands: list[bytes], junk: Any = junk) -> list[Any]:
-                replies = trip(commands)
+            def spoilt(commands: list[bytes], *more: Any, junk: Any = junk) -> list[Any]:
+                replies = trip(commands, *more)
                 return [junk] if commands == [wire.CLUSTER_SLOTS] else replies
 
             monkeypatch.setattr(backend._link, "trip", spoilt)

@@ -466,3 +466,34 @@ def test_without_a_log_a_failover_that_lost_writes_is_a_rollback(pair: Pair, dur
         with pytest.raises(RollbackError):
             life.store.get(b"1")
     life.end()
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_a_failover_in_a_load(pair: Pair, at: int) -> None:
+    """It takes back that the new regions were declared, or some of their slots: the load fails as a whole, or it goes on; what was there is there."""
+    life = Life(pair)
+    life.store.flush()
+    made = 0
+    trip = life.backend._link.trip
+
+    def failing(commands: list[bytes], *more: Any) -> list[Any]:
+        nonlocal made
+        if any(b"\nEXEC\r" in command for command in commands[-3:]):
+            made += 1
+            if made == 1:
+                pair.cut_off()
+            if made == at + 1:
+                pair.fail_over()
+        return trip(commands, *more)
+
+    with mock.patch.object(life.backend._link, "trip", failing):
+        try:
+            life.store.load({b"new": b"1"})
+        except (BackendUnavailableError, BackendReadOnlyError):  # or the new primary has no replica
+            life.end()
+            life.open()
+        else:
+            life.model[b"new"] = b"1"
+    assert made > at
+    life.check()
+    life.end()

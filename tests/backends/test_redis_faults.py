@@ -216,10 +216,10 @@ def test_answers_that_make_no_sense(shared: Server, name: str, call: str, monkey
                 trip, count = backend._link.trip, 0
 
                 def spoilt(
-                    commands: list[bytes], expected: int = 0, junk: Any = junk, at: int = at, trip: Any = trip
+                    commands: list[bytes], *more: Any, junk: Any = junk, at: int = at, trip: Any = trip
                 ) -> list[Any]:
                     nonlocal count, reached
-                    replies: list[Any] = trip(commands, expected)
+                    replies: list[Any] = trip(commands, *more)
                     if count <= at < count + len(replies):
                         replies[at - count], reached = junk, True
                     count += len(replies)
@@ -406,14 +406,15 @@ def test_an_interrupt_in_a_reply(shared: Server, name: str, monkeypatch: pytest.
     """The replies that are still to come are not taken for those of the next call."""
     with RedisBackend(shared.url(name)) as backend:
         data = filled(backend)
-        wire = backend._link._wire
-        receive = wire._receive
+        inbox = backend._link._wire._inbox
+        assert inbox is not None
+        more = inbox._more
 
-        def interrupted(end: float) -> int:
-            receive(end)
+        def interrupted(need: int) -> None:
+            more(need)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(wire, "_receive", interrupted)
+        monkeypatch.setattr(inbox, "_more", interrupted)
         with pytest.raises(KeyboardInterrupt):
             backend.write("tree", slots(5), rows(5, 1))
         monkeypatch.undo()

@@ -17,7 +17,7 @@ import pytest
 import redis as redis_py
 
 import oram
-from oram.backends import RedisBackend, RedisOptions, RegionShape, SlotWrite
+from oram.backends import RedisBackend, RedisOptions, RegionShape, SlotRead, SlotWrite
 from oram.errors import BackendAccessError, BackendError, BackendUnavailableError, IntegrityError, OramError
 from oram.testing.proxy import Proxy
 from oram.testing.servers import Server, redis_server
@@ -178,6 +178,33 @@ def test_byte_by_byte(liar: Liar, name: str) -> None:
         assert time.monotonic() - start < 15
 
 
+def test_a_check_that_takes_for_ever(liar: Liar, name: str) -> None:
+    """Each answer comes in time, and there is no end to what has to be asked: the call around it has one all the same."""
+    with opened(liar, name) as backend:
+        reads = 0
+
+        def check(_: int) -> None:
+            nonlocal reads
+            for _ in range(10_000):
+                backend.read("tree", ALL)
+                reads += 1
+
+        def slowly(words: list[bytes], said: bytes) -> bytes:
+            if words[0] == b"MGET":
+                time.sleep(0.05)
+            return said
+
+        backend.on_reconnect(check)
+        liar.answer = slowly
+        backend._link.drop()
+        start = time.monotonic()
+        with pytest.raises(BackendUnavailableError, match="timed out"):
+            backend.write_all([ONE])
+        assert time.monotonic() - start < 10
+        assert reads > 1
+        backend.on_reconnect(lambda _: None)
+
+
 def test_a_planted_region(
     liar: Liar, shared: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +234,21 @@ def test_a_flood(liar: Liar, name: str) -> None:
         liar.answer = instead(b"MGET", b"*65\r\n$100000000\r\n" + bytes(4 << 20))
         with pytest.raises(BackendError, match="more than it was asked"):
             backend.read("tree", ALL)
+
+
+@pytest.mark.parametrize("command", [b"MGET", b"EXEC", b"HGETALL", b"CLUSTER", b"WATCH"])
+@pytest.mark.parametrize(
+    "lie", [b"*2147483647\r\n", b"*1\r\n" * 6 + b"*99999999\r\n", b"*4294967296\r\n", b"$536870912\r\n"]
+)
+def test_lengths_that_are_only_said(liar: Liar, name: str, command: bytes, lie: bytes) -> None:
+    """The parser makes room for as many as a header says, before any of them is there: it does not get to see such a one."""
+    with opened(liar, name) as backend:
+        backend._link.drop()
+        liar.answer = instead(command, lie)
+        start = time.process_time()
+        with pytest.raises(BackendError, match="more than it was asked"):
+            backend.exchange((ONE,), SlotRead("tree", ALL)) if command != b"MGET" else backend.read("tree", ALL)
+        assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("size", [1 << 29, 4097, 1])
@@ -274,6 +316,13 @@ def test_any_answer_at_any_place(liar: Liar, shared: Server, name: str, tmp_path
                 client.delete(f"{{{name}}}:lease")
     assert failed > answers
     use()  # nothing was lost over it
+
+
+@pytest.mark.parametrize("lie", [b"*0\r\n", b"*2\r\n$0\r\n\r\n$1\r\n7\r\n"])
+def test_a_region_that_is_declared_and_not_there(liar: Liar, name: str, lie: bytes) -> None:
+    liar.answer = instead(b"HGETALL", lie)
+    with RedisBackend(liar.url(name)) as backend, pytest.raises(OramError):
+        backend.allocate("tree", SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -356,3 +405,23 @@ def test_a_drop_of_which_nothing_was_heard(shared: Server, name: str, when: str)
         backend.drop("tree")
         backend.allocate("tree", SHAPE)
         assert not backend.read("tree", ALL).present.any()
+
+
+@pytest.mark.parametrize("skip", range(3))
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_erasure_that_is_interrupted(shared: Server, name: str, when: str, skip: int) -> None:
+    """By the owner. What goes away is not missed on a new connection."""
+    with (
+        Proxy(shared.port) as proxy,
+        RedisBackend(f"redis://127.0.0.1:{proxy.port}/0?name={name}&timeout=5&retry=5&lease=60") as backend,
+    ):
+        backend.allocate("tree", SHAPE)
+        backend.acquire()
+        backend.write_all([ONE])
+        proxy.cut(when, b"UNLINK", skip=skip)  # type: ignore[arg-type]
+        backend.erase()
+        assert proxy.fired.is_set()
+        backend.acquire()
+        assert not backend.regions()
+    with admin(shared) as client:
+        assert client.keys(f"{{{name}}}:0*") == client.keys(f"{{{name}}}:[rdl]*") == []

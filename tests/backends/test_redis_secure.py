@@ -8,7 +8,9 @@ import ipaddress
 import logging
 import os
 import re
+import select
 import socket
+import ssl
 import threading
 import time
 import traceback
@@ -168,6 +170,86 @@ def test_clients_with_certificates(tmp_path: Path, authority: Authority) -> None
         cert, key = authority.issue("client")
         with RedisBackend(server.url("tls", query=f"ca={authority.ca}&cert={cert}&key={key}")) as backend:
             use(backend)
+
+
+class Terminator:
+    """Takes TLS off in front of a server that has none. cut: bytes to the client after which it hangs up, as an end in order or as a break."""
+
+    def __init__(self, port: int, cert: str, key: str) -> None:
+        self._target, self.cut, self.in_order, self.connections = port, 0, True, 0
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(cert, key)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            self._context.wrap_socket(raw, server_side=True) as client,
+            socket.create_connection(("127.0.0.1", self._target)) as server,
+        ):
+            client.setblocking(False)
+            selector = select.poll()
+            selector.register(client, select.POLLIN)
+            selector.register(server, select.POLLIN)
+            while True:
+                ready = {descriptor for descriptor, _ in selector.poll()}
+                if client.fileno() in ready:
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        while data := client.recv(1 << 16):
+                            server.sendall(data)
+                        return
+                if server.fileno() in ready:
+                    data = server.recv(1 << 16)
+                    cut, self.cut = self.cut, max(0, self.cut - len(data))
+                    client.setblocking(True)
+                    client.sendall(data[:cut] if cut and cut <= len(data) else data)
+                    if not data or (cut and cut <= len(data)):
+                        if self.in_order:
+                            client.unwrap()
+                        return
+                    client.setblocking(False)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def test_tls_that_ends_in_front_of_the_server(tmp_path: Path, authority: Authority) -> None:
+    """All calls over it, slots of many records, and ends in the middle of an answer, in order and not."""
+    with (
+        redis_server(tmp_path) as server,
+        contextlib.closing(Terminator(server.port, *authority.issue("front", LOOPBACK))) as front,
+    ):
+        url = f"rediss://127.0.0.1:{front.port}?ca={authority.ca}&lease=60&timeout=5"
+        with RedisBackend(url) as backend:
+            use(backend)
+            backend.allocate("large", RegionShape(8, 1 << 18))
+            large = np.random.default_rng(1).integers(0, 256, (8, 1 << 18), dtype=np.uint8)
+            backend.acquire()
+            backend.write("large", ALL[:8], large)
+            for cut in (0, 1, 7, 40, 16_000, 17_000, 300_000, 2_000_000):
+                for front.in_order in (True, False):
+                    connections, front.cut = front.connections, cut
+                    got = backend.exchange((SlotWrite("large", ALL[:1], large[:1]),), SlotRead("large", ALL[:8]))
+                    assert np.array_equal(got.data, large)
+                    assert (front.connections > connections) == bool(cut)
+                    assert np.array_equal(backend.read("large", ALL[:8]).data, large)
+        with pytest.raises(BackendUnavailableError, match="certificate does not hold"):
+            RedisBackend(f"rediss://127.0.0.1:{front.port}")
+        with pytest.raises(BackendUnavailableError, match="certificate does not hold"):
+            RedisBackend(f"rediss://localhost:{front.port}?ca={authority.ca}")
+        with pytest.raises(BackendUnavailableError):
+            RedisBackend(f"redis://127.0.0.1:{front.port}?timeout=1")
 
 
 def test_no_tls_with_that_server(tmp_path: Path) -> None:

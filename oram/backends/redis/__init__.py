@@ -1,6 +1,6 @@
 """Slots in a Redis or Valkey server, one string key a slot.
 
-redis-py makes the connection (TLS, authentication, Unix sockets), and hiredis packs commands and parses replies. The command layer of redis-py
+redis-py makes the connection (TLS, Unix sockets), and hiredis packs commands and parses replies. The command layer of redis-py
 is left out: it would cost more than the rest of an access.
 
 All keys of a store begin with ``{name}:``, so that one node of a cluster has all of them, and one ACL pattern covers them:

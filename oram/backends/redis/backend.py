@@ -30,6 +30,7 @@ from oram.backends.base import (
     check_region,
     check_write,
 )
+from oram.backends.redis.inbox import Form
 from oram.backends.redis.keys import CHUNK_BYTES, Names, Region
 from oram.backends.redis.link import Link, Turns
 from oram.backends.redis.options import Credentials, RedisOptions
@@ -44,6 +45,7 @@ from oram.backends.redis.replies import (
     pairs,
     refuse,
     rows,
+    strange,
     strings,
     taken_by,
 )
@@ -149,6 +151,7 @@ class RedisBackend(XorBackend):
         self._at_risk = 0  # transactions since the replicas were last known to have all of them
         self._verify: Callable[[int], None] | None = None  # to be called on each new connection
         self._verified = True  # it was
+        self._over = 0.0  # when it has taken too long
         self._verifying = False  # it is being called just now
         self._breaks: list[BrokenError | BackendReadOnlyError] = []  # what came in between
         self._wrote = False  # this connection wrote, so that WAIT says something about it
@@ -178,7 +181,7 @@ class RedisBackend(XorBackend):
         if region not in self._regions or region in self._leaving:
             self._call(partial(self._declare, region, shape))
             self._leaving.discard(region)
-        declared = self._regions[region].shape
+        declared = self._region(region).shape
         if declared != shape:
             raise BackendError(f"region {region!r} is there with {declared.slots} x {declared.slot_size} bytes")
 
@@ -188,6 +191,8 @@ class RedisBackend(XorBackend):
         # not where it is: this may be the second attempt, or another client's region
         self._transact([pack(b"HSETNX", self._names.regions, region.encode(), record)])
         self._load()
+        if region not in self._regions:
+            raise strange()
 
     def regions(self) -> Mapping[str, RegionShape]:
         self._check()
@@ -300,9 +305,9 @@ class RedisBackend(XorBackend):
         which, folds = self._folds(known, groups)
         done: list[Any] = []
         if puts or folds:
-            gets = known.gets(indices)
+            gets, forms = known.gets(indices)
             expected = (indices.size + len(which)) * (size + _REPLY)
-            head, done = self._call(partial(self._pipeline, gets, puts + folds, expected))
+            head, done = self._call(partial(self._pipeline, gets, puts + folds, expected, forms))
         else:
             head = self._call(partial(self._fetch, known, indices)) if indices.size else []
         data, present = rows(head, indices.size, size)
@@ -342,14 +347,17 @@ class RedisBackend(XorBackend):
 
     def _fetch(self, known: Region, indices: I64) -> list[Any]:
         """A read and nothing else. The owner looks at the lease in the same command: what it reads after it lost it would seem changed."""
-        expected = indices.size * (known.shape.slot_size + _REPLY)
-        if self._token is None:
-            return self._ask(known.gets(indices), expected)
-        replies = self._ask(known.gets(indices, self._names.lease), expected)
-        last = array(replies[-1])
-        if not last or last.pop() != self._token:
-            self._doubt()
-            self._arm()  # or it raises: then the slots are another's
+        token = self._token
+        gets, forms = known.gets(indices, None if token is None else (self._names.lease, token))
+        replies = self._link.trip(gets, indices.size * (known.shape.slot_size + _REPLY), forms)
+        if len(replies) == 1 and isinstance(replies[0], np.ndarray):
+            return replies  # all of it, and the lease is ours
+        refuse(replies)
+        if token is not None and not isinstance(replies[-1], np.ndarray):
+            last = array(replies[-1])
+            if not last or last.pop() != token:
+                self._doubt()
+                self._arm()  # or it raises: then the slots are another's
         return replies
 
     def _puts(self, writes: Sequence[SlotWrite]) -> list[bytes]:
@@ -504,9 +512,10 @@ class RedisBackend(XorBackend):
         """Delete everything of this store, whatever its state, a thousand keys at a time. **It is gone.** For the owner, or where nobody else knows the name.
 
         Other than ``drop`` it needs no lease and takes no memory, of which a server that is full may have none left: so it makes room. Afterwards the
-        backend is as for a new store.
+        backend is as for a new store, and nobody's: what goes away is not to be missed on a new connection.
         """
         names = self._names
+        self.release()
         self._unlink([names.lease])  # first, so that what is still on its way over an older connection fails
         dropped = [Region.of(names, number, RegionShape(slots, 1)) for number, slots in self._call(self._leftovers)]
         gone, self._regions = (*self._regions.values(), *dropped), {}
@@ -563,9 +572,11 @@ class RedisBackend(XorBackend):
 
     # Round trips
 
-    def _pipeline(self, before: list[bytes], commands: list[bytes], expected: int = 0) -> tuple[list[Any], list[Any]]:
+    def _pipeline(
+        self, before: list[bytes], commands: list[bytes], expected: int = 0, forms: Sequence[Form | None] = ()
+    ) -> tuple[list[Any], list[Any]]:
         """Commands in a transaction that takes place only while the lease is as this client knows it; ``before`` ahead of it. One round trip.
-        expected: bytes of the slots that come back.
+        expected: bytes of the slots that come back. forms: of those to ``before``.
 
         Returns both lots of replies, none of them an error.
         """
@@ -578,7 +589,8 @@ class RedisBackend(XorBackend):
             # that has written nothing, where WAIT says nothing, and not of a server that may have lost writes.
             due = self._replicas and self._at_risk and self._at_risk % _ASK == 0 and self._wrote and self._verified
             ask = [names.wait(self._replicas, _PATIENCE)] if due else []
-            replies = self._link.trip([*ask, *before, MULTI, *commands, EXEC, names.watch, names.holder], expected)
+            trip = [*ask, *before, MULTI, *commands, EXEC, names.watch, names.holder]
+            replies = self._link.trip(trip, expected, [None, *forms] if ask else forms)
             if ask:
                 self._heard(replies.pop(0))
             done, watched, holder = replies[-3:]
@@ -626,9 +638,9 @@ class RedisBackend(XorBackend):
     def _transact(self, commands: list[bytes]) -> list[Any]:
         return self._pipeline([], commands)[1]
 
-    def _ask(self, commands: list[bytes], expected: int = 0) -> list[Any]:
-        """Commands in one round trip; none of the replies is an error. expected: bytes of the slots that come back."""
-        replies = self._link.trip(commands, expected)
+    def _ask(self, commands: list[bytes]) -> list[Any]:
+        """Commands in one round trip; none of the replies is an error."""
+        replies = self._link.trip(commands)
         refuse(replies)
         return replies
 
@@ -645,12 +657,16 @@ class RedisBackend(XorBackend):
                 raise FencedError("another client took the store over: close this handle")
             if self._verifying:
                 return self._once(work)
-            turns = Turns(self._link, self.options.retry if retry is None else retry)
+            start, turns = time.monotonic(), None
             while True:
                 try:
+                    if turns is None and self._verified and self._link.up and start < self._renew_at:
+                        return work()  # nothing else is due, as a rule
+                    turns = turns or Turns(self._link, start, self.options.retry if retry is None else retry)
                     return self._attempt(work, turns.end, verify)
                 except (BrokenError, BackendReadOnlyError) as error:
                     trouble = error
+                turns = turns or Turns(self._link, start, self.options.retry if retry is None else retry)
                 if not turns.another(trouble):
                     break
             if isinstance(trouble, BrokenError):
@@ -667,7 +683,7 @@ class RedisBackend(XorBackend):
         if self._token is not None and time.monotonic() >= self._renew_at:
             self._renew()
         if not self._verified and verify:
-            self._look_over()
+            self._look_over(until)
         return work()
 
     def _connect(self, until: float) -> None:
@@ -688,8 +704,11 @@ class RedisBackend(XorBackend):
             raise
         self._link.found = True
 
-    def _look_over(self) -> None:
-        """Do what ``on_reconnect`` asked for on a new connection. If that breaks, too, the next one begins it anew."""
+    def _look_over(self, until: float) -> None:
+        """Do what ``on_reconnect`` asked for on a new connection. If that breaks, too, or goes on after ``until``, the next one begins it anew, from
+        where the server is by then.
+        """
+        self._over = until + self.options.timeout
         self._verified = self._verifying = True  # first: it calls this backend
         self._breaks.clear()
         try:
@@ -708,6 +727,8 @@ class RedisBackend(XorBackend):
         try:
             if not self._link.up:
                 raise BrokenError("the connection broke")
+            if time.monotonic() > self._over:
+                raise BrokenError("timed out")
             return work()
         except (BrokenError, BackendReadOnlyError) as error:
             self._breaks.append(error)

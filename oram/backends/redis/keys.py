@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
 from oram.backends.base import RegionShape
+from oram.backends.redis.inbox import Form
 from oram.backends.redis.wire import pack
 from oram.types import I64
 
@@ -16,6 +17,9 @@ __all__ = ["CHUNK_BYTES", "CHUNK_KEYS", "Names", "Region"]
 
 #: Bounds of one command, so that neither side holds a large batch twice; a batch is still one transaction.
 CHUNK_BYTES, CHUNK_KEYS = 8 << 20, 1 << 16
+
+#: Reads that are remembered, of different numbers of slots; and the most of these in one. No name has a percent sign or a zero byte in it.
+_ASKINGS, _LONG = 16, 1 << 14
 
 
 class Names:
@@ -50,12 +54,15 @@ class Region:
     prefix: bytes
     form: bytes  #: the key of a slot, but for its index
     step: int  #: slots of one command
+    width: int  #: digits of an index
+    known: dict[tuple[int, bytes | None], Asking] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, names: Names, number: int, shape: RegionShape) -> Self:
         prefix = names.prefix + b"%08x:" % number
-        form = prefix + b"%%0%dx" % len(f"{shape.slots - 1:x}")
-        return cls(number, shape, prefix, form, max(1, min(CHUNK_KEYS, CHUNK_BYTES // shape.slot_size)))
+        width = len(f"{shape.slots - 1:x}")
+        form = prefix + b"%%0%dx" % width
+        return cls(number, shape, prefix, form, max(1, min(CHUNK_KEYS, CHUNK_BYTES // shape.slot_size)), width)
 
     def keys(self, indices: I64) -> list[bytes]:
         """The keys of these slots."""
@@ -67,7 +74,36 @@ class Region:
         for first in range(0, self.shape.slots, step):
             yield self.keys(np.arange(first, min(first + step, self.shape.slots)))
 
-    def gets(self, indices: I64, *more: bytes) -> list[bytes]:
-        """The commands that read these slots, the last of them the keys ``more`` too."""
-        keys, step = [*self.keys(indices), *more], self.step + len(more)
-        return [pack(b"MGET", *keys[first : first + step]) for first in range(0, len(keys), step)]
+    def gets(self, indices: I64, last: tuple[bytes, bytes] | None = None) -> tuple[list[bytes], list[Form | None]]:
+        """The commands that read these slots and then the key ``last``, which should hold what stands beside it; and what the replies are like if all is
+        there.
+        """
+        count, step = indices.size, self.step
+        commands: list[bytes] = []
+        forms: list[Form | None] = []
+        for first in range(0, count, step):
+            some = indices if count <= step else indices[first : first + step]
+            end = last if first + step >= count else None
+            asking = self.known.get((some.size, end and end[1])) or self._asking(some.size, end)
+            commands.append(asking.command % tuple(some.tolist()))
+            forms.append(asking.form)
+        return commands, forms
+
+    def _asking(self, count: int, last: tuple[bytes, bytes] | None) -> Asking:
+        more, held = ([], None) if last is None else ([last[0]], last[1])
+        command = pack(b"MGET", *[self.prefix + b"\0" * self.width] * count, *more)
+        places = command.replace(b"\0" * self.width, b"%%0%dx" % self.width)
+        made = Asking(places, Form(count, self.shape.slot_size, held))
+        if len(self.known) >= _ASKINGS:
+            self.known.clear()
+        if count <= _LONG:
+            self.known[count, held] = made
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A read of so many slots, whatever they are. command: as hiredis packs it, with a place for each index. form: of the reply."""
+
+    command: bytes
+    form: Form

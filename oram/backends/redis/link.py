@@ -7,8 +7,10 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
+from oram.backends.redis.inbox import Form
 from oram.backends.redis.options import MAX_NODES, PASSWORD, USERNAME, Address, Credentials, RedisOptions
 from oram.backends.redis.replies import (
     BrokenError,
@@ -167,13 +169,13 @@ class Link:
     def _first(self, *addresses: Address) -> None:
         self._order = list(dict.fromkeys((*addresses[:MAX_NODES], *self._seeds)))
 
-    def trip(self, commands: list[bytes], expected: int = 0) -> list[Any]:
-        """Send packed commands, and read a reply to each; an error reply is an exception among them. expected: bytes of the slots that were asked for."""
+    def trip(self, commands: list[bytes], expected: int = 0, forms: Sequence[Form | None] = ()) -> list[Any]:
+        """Send packed commands, and read a reply to each; an error reply is an exception among them. expected, forms: as for ``Wire``."""
         if self._busy:
             raise HandleError("this backend is in use by one of its own calls")
         try:
             self._busy = True
-            return self._wire.trip(commands, expected)
+            return self._wire.trip(commands, expected, forms)
         except Exception as error:
             trouble = trouble_of(error)
         except BaseException:
@@ -204,8 +206,8 @@ class Turns:
     There is one a call, and one clock: what a call does on its way makes no turns of its own.
     """
 
-    def __init__(self, link: Link, patience: float) -> None:
-        self._link, self.end = link, time.monotonic() + patience
+    def __init__(self, link: Link, start: float, patience: float) -> None:
+        self._link, self.end = link, start + patience
         self._pauses = 0
         link.tried.clear()
 

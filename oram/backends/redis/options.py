@@ -35,7 +35,8 @@ class RedisOptions:
     cert, key: PEM files of the client's own certificate.
     credentials: called at each connection, returns (user name, password), with "" for the user ``default``. None: from the
         environment, ``ORAM_REDIS_USERNAME`` and ``ORAM_REDIS_PASSWORD``, if there.
-    timeout: seconds to wait for a connection or for the next bytes of a reply.
+    timeout: seconds to wait for a connection or for the next bytes of a reply. A round trip as a whole has these and the time that its bytes take at 8 KiB
+        a second, so that a server which answers byte by byte holds nobody up for ever.
     retry: seconds during which a call goes on connecting again. The constructor tries once.
     lease: seconds after which the store of a client that died can be taken. It is renewed three times in these.
     replicas: how many replicas must have a write before the client lets its copy go; 0 gives up what a failover takes back. None: one, where the

@@ -161,25 +161,44 @@ def strange() -> BackendError:
 
 
 def rows(replies: list[Any], count: int, size: int) -> tuple[U8, U8]:
-    """The values of MGETs as an array (count, size), and which are there. IntegrityError where one is not ``size`` bytes long."""
+    """The slots that MGETs got as an array (count, size), and which are there. IntegrityError where one is not ``size`` bytes long.
+
+    Each reply is a list of strings or, where all of its slots are there, an array already.
+    """
+    if len(replies) == 1 and isinstance(replies[0], np.ndarray) and replies[0].shape == (count, size):
+        return replies[0], _ones(count)
+    data, present, at = np.zeros((count, size), np.uint8), np.zeros(count, np.uint8), 0
+    for reply in replies:
+        values = reply if isinstance(reply, np.ndarray) else array(reply)
+        end = at + len(values)
+        if end > count:
+            raise strange()
+        if isinstance(values, np.ndarray):
+            data[at:end], present[at:end] = values, 1
+        else:
+            there = [value for value in values if value is not None]
+            present[at:end] = [value is not None for value in values]
+            if there:
+                data[at:end][present[at:end] != 0] = _together(there, size)
+        at = end
+    if at != count:
+        raise strange()
+    return data, present
+
+
+def _ones(count: int) -> U8:
     present = np.empty(count, np.uint8)
     present.fill(1)
-    values = array(replies[0]) if len(replies) == 1 else [value for reply in replies for value in array(reply)]
-    if len(values) != count:
-        raise strange()
-    if not count:
-        return np.zeros((0, size), np.uint8), present
-    if None in values:
-        present[:] = [value is not None for value in values]
-        absent = bytes(size)
-        values = [absent if value is None else value for value in values]
+    return present
+
+
+def _together(values: list[Any], size: int) -> U8:
     try:
         if set(map(len, values)) != {size}:
             raise damaged()
-        data = bytearray().join(values)
+        return np.frombuffer(bytearray().join(values), np.uint8).reshape(len(values), size)
     except TypeError:  # no strings at all
         raise damaged() from None
-    return np.frombuffer(data, np.uint8).reshape(count, size), present
 
 
 def overlay(write: SlotWrite, indices: I64, data: U8, present: U8) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from oram.backends.redis.inbox import FloodError, Form, GarbledError, Inbox
 
 try:
     import hiredis
@@ -20,16 +21,14 @@ except ImportError as error:
 else:
     missing = None
 
-__all__ = ["CLUSTER_SLOTS", "EXEC", "MULTI", "FloodError", "Wire", "joined", "missing", "pack", "redis"]
+__all__ = ["CLUSTER_SLOTS", "EXEC", "MULTI", "FloodError", "GarbledError", "Wire", "joined", "missing", "pack", "redis"]
 
 #: Up to here, copying a command to its neighbours costs less than sending it by itself.
 _JOINED = 128 << 10
 
-#: Bytes that are received at once; that answers may have besides the slots that were asked for; and that a link is to carry in a second, so
-#: that a server which answers byte by byte does not hold a call for ever.
-_PIECE, _SPARE, _RATE = 1 << 18, 1 << 20, 8 << 10
-
-_MORE = object()  # the reader has no whole reply
+#: Bytes that answers may have besides the slots that were asked for; and that a link is to carry in a second, so that a server which answers byte by
+#: byte does not hold a call for ever.
+_SPARE, _RATE = 1 << 20, 8 << 10
 
 
 def pack(*words: bytes | memoryview) -> bytes:
@@ -57,10 +56,6 @@ MULTI, EXEC, CLUSTER_SLOTS = (
 )
 
 
-class FloodError(Exception):
-    """The answer is longer than what was asked for can be."""
-
-
 class Wire:
     """One connection. redis-py makes it (addresses, TLS). What travels over it is read here, within bounds of length and time; nobody logs it."""
 
@@ -71,8 +66,7 @@ class Wire:
         )
         self._timeout = timeout
         self._socket: socket.socket | None = None
-        self._reader: Any = None
-        self._piece = memoryview(b"")
+        self._inbox: Inbox | None = None
 
     @property
     def up(self) -> bool:
@@ -83,68 +77,52 @@ class Wire:
         """Make it anew. Raises what redis-py raises."""
         self.drop()
         self._made.connect()
-        self._socket = self._made._get_socket()
-        self._reader = hiredis.Reader(notEnoughData=_MORE)
-        if not self._piece:
-            self._piece = memoryview(bytearray(_PIECE))
+        there: socket.socket = self._made._get_socket()
+        there.settimeout(self._timeout)
+        self._socket, self._inbox = there, Inbox(there, hiredis.Reader())
 
     def drop(self) -> None:
         """Close it, if it is open. In a child of the process that made it, its copy only."""
-        self._socket = self._reader = None
+        self._socket = self._inbox = None
         self._made.disconnect()
 
-    def trip(self, commands: list[bytes], expected: int = 0) -> list[Any]:
+    def trip(self, commands: list[bytes], expected: int = 0, forms: Sequence[Form | None] = ()) -> list[Any]:
         """Send commands, and read a reply to each; an error reply is an exception among them. One round trip.
 
-        expected: bytes of the slots that were asked for. Raises OSError (TimeoutError among them), ``hiredis.ProtocolError``, or FloodError;
-        the connection is then of no use.
+        expected: bytes of the slots that were asked for. forms: what the first replies are like, if all of their slots are there; then each of these
+        is an array. Raises OSError (TimeoutError among them), GarbledError, ``hiredis.ProtocolError``, or FloodError; the connection is then of
+        no use.
         """
-        pieces = joined(commands)
-        length = sum(map(len, pieces))
+        there, inbox = self._socket, self._inbox
+        if there is None or inbox is None:
+            raise ConnectionResetError
+        if len(commands) == 1:
+            pieces, length = commands, len(commands[0])
+        else:
+            pieces = joined(commands)
+            length = sum(map(len, pieces))
         end = time.monotonic() + self._timeout + (length + expected) / _RATE
+        if length <= _JOINED:  # which it has the connection's own timeout for
+            for piece in pieces:
+                there.sendall(piece)
+        else:
+            self._send(there, pieces, end)
+        return inbox.take(len(commands), _SPARE + expected, forms, end)
+
+    def _send(self, there: socket.socket, pieces: list[bytes], end: float) -> None:
+        """Large commands: each part of them has its own time, and all of them ``end``."""
         for piece in pieces:
-            self._send(piece, end)
-        gets, room = self._reader.gets, _SPARE + expected
-        replies: list[Any] = []
-        wanted = len(commands)
-        while len(replies) < wanted:
-            reply = gets()
-            if reply is not _MORE:
-                replies.append(reply)
-                continue
-            if room <= 0:
-                raise FloodError
-            room -= self._receive(end)
-        return replies
+            view = memoryview(piece)
+            while view:
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                there.settimeout(min(left, self._timeout))
+                view = view[there.send(view) :]
+        there.settimeout(self._timeout)
 
     def hear(self) -> Any:
         """The next reply, asked for or not. TimeoutError where none comes."""
-        while (reply := self._reader.gets()) is _MORE:
-            self._receive(math.inf)
-        return reply
-
-    def _send(self, piece: bytes, end: float) -> None:
-        view, there = memoryview(piece), self._open()
-        while view:
-            there.settimeout(self._left(end))
-            view = view[there.send(view) :]
-
-    def _receive(self, end: float) -> int:
-        there = self._open()
-        there.settimeout(self._left(end))
-        size = there.recv_into(self._piece)
-        if not size:
+        if self._inbox is None:
             raise ConnectionResetError
-        self._reader.feed(self._piece, 0, size)
-        return size
-
-    def _open(self) -> socket.socket:
-        if self._socket is None:
-            raise ConnectionResetError
-        return self._socket
-
-    def _left(self, end: float) -> float:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return min(left, self._timeout)
+        return self._inbox.hear()
