@@ -65,6 +65,7 @@ pytest-reference: setup
 	ORAM_KERNELS=reference HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n $(WORKERS) -q tests -m "not one_kernel"
 
 # Every test over both kernel sets, which CI does not wait for (half an hour).
+thorough: export ORAM_THOROUGH = 1
 thorough: lint types layers c-check pytest-native sanitize
 	ORAM_KERNELS=reference HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest -n $(WORKERS) -q tests
 
