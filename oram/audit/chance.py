@@ -18,31 +18,54 @@ from scipy import stats as scipy_stats
 import oram
 from oram.audit.leaks import Leak
 from oram.audit.place import Target
-from oram.audit.running import ALPHA, Finding, Statistical
+from oram.audit.running import LAGS, Finding
 from oram.audit.sides import SCHEMES, Side, oblivious
-from oram.audit.workload import WORKLOADS
+from oram.audit.sights import Sights
+from oram.audit.workload import HOTTEST, RECORDS, WORKLOADS, Request
 from oram.backends import MemoryBackend
 from oram.params import PathParams, RingParams, SchemeParams
 from oram.testing.randomness import leaves_of
-from oram.testing.statistics import LEVEL, Result, classifier
+from oram.testing.statistics import LEVEL, Result, bins, classifier, input_conditioned
 from oram.trace import TraceBackend
 
-__all__ = ["POWER", "Watched", "detectable", "told_apart", "watch"]
+__all__ = [
+    "POWER",
+    "Watched",
+    "classified",
+    "conditioned",
+    "detectable",
+    "off",
+    "on_input",
+    "repeated",
+    "told_apart",
+    "uneven",
+    "watch",
+]
 
 #: Probability with which a flaw of the size named would have been found.
 POWER = 0.99
 
+#: An alarm is one that comes twice, of two independent runs: with ``POWER`` it does if each finds it with this probability.
+_ONCE = math.sqrt(POWER)
+
 _LOOK = 25  # accesses between two looks
+_SPREAD = 1 << 20  # places into which ``running`` spreads cells of tables of several sizes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Watched:
-    """One run: what was asked for, accesses, and where its tests stand at the end. leak: None of a sound store."""
+    """One run: what was asked for, accesses, and where its tests stand at the end. leak: None of a sound store.
+
+    shown: what stood for each access that showed something. labels: what kind of request it was, see ``on_input``.
+    """
 
     workload: str
     leak: str | None
     accesses: int
     findings: tuple[Finding, ...]
+    sights: Sights
+    shown: tuple[int, ...]
+    labels: tuple[int, ...]
 
     @property
     def alarms(self) -> list[Finding]:
@@ -71,13 +94,42 @@ def watch(
     """A run of a store, sound or leaking, under a workload of ``workload.WORKLOADS``. until: when it may end sooner."""
     side = oblivious(target.scheme, leak, visible(target))
     requests = WORKLOADS[workload].requests(seed)
+    shown, labels = list[int](), list[int]()
     for made, request in zip(range(1, accesses + 1), requests, strict=False):
         side.ask(request)
+        if side.recent[-1] >= 0:
+            shown.append(side.recent[-1])
+            labels.append(_label(request))
         if made % _LOOK == 0:
             side.look()
             if until(side):
                 break
-    return Watched(workload, None if leak is None else leak.name, side.accesses, tuple(side.findings))
+    return Watched(
+        workload,
+        None if leak is None else leak.name,
+        side.accesses,
+        tuple(side.findings),
+        side.sights,
+        tuple(shown),
+        tuple(labels),
+    )
+
+
+# --- what was asked for
+
+
+def _label(request: Request) -> int:
+    """A get of the hot key, of another record, of one that is not there, or a put."""
+    if request.value is not None:
+        return 3
+    return 2 if request.record >= RECORDS else int(request.record != HOTTEST)
+
+
+def on_input(watched: Watched, seed: int) -> Result:
+    """Whether what showed depends on what kind of request it was: hot key, other record, miss or put. ValueError for too few accesses."""
+    kinds = sorted(set(watched.labels))
+    labels = [kinds.index(label) for label in watched.labels]
+    return input_conditioned(watched.shown, labels, watched.sights.places, seed)
 
 
 # --- whole runs
@@ -133,33 +185,84 @@ def _features(target: Target, label: int, leak: Leak | None) -> list[float]:
 # --- power
 
 
-def detectable(finding: Finding, places: int) -> str:
-    """The smallest flaw that this test finds with probability ``POWER`` at its number of observations; empty where there is no such number."""
-    level, n = finding.level, finding.seen
-    if not level or n < 2:
-        return "any single difference" if finding.level == 0.0 else ""
-    if "repeated" in finding.name or finding.name.startswith("same record, same"):
-        chance = 1 / places
-        least = int(scipy_stats.binom.isf(level, n, chance)) + 1
-        low, high = chance, 1.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (low, middle) if scipy_stats.binom.sf(least - 1, n, middle) >= POWER else (middle, high)
-        return f"a place that comes again in {high:.2%} of cases (chance: {chance:.2%})"
-    cells = 16**2 if finding.name.startswith(("order", "same record, near")) else min(256, places)
-    df = max(1, cells - 1)
+def detectable(finding: Finding, sights: Sights) -> str:
+    """The smallest flaw that this test finds with probability ``POWER``, twice in a row, at its number of observations; empty before its first look.
+
+    Of exact binomials: exact. Of chi-squares: the root mean square of the deviations, by the noncentral chi-square. Of Kolmogorov-Smirnov: a bound,
+    by Hoeffding's inequality at the place where the distributions are farthest apart, so that the true number is smaller.
+    """
+    level, n, places = finding.level, finding.seen, sights.places
+    if level is None:
+        return ""
+    if level == 0:
+        return "any single difference"
+    place = sights.place
+    if finding.name in ("slot of a bucket", "cell repeated"):
+        return _told(off(n, level), 1, "ranks whose distribution is off by {:.1%} somewhere")
+    if finding.name == "same record, same cells":  # one binomial a level, which have about as many observations each
+        levels = len(sights.rows) // 2
+        again = repeated(n // levels, level / levels, 1 / places**2)
+        return _told(again, 1, "the same two cells of the last level again in {:.2%} of cases")
+    if finding.name.startswith("same record, same"):
+        chance = f"(by chance {1 / places:.2%})"
+        return _told(repeated(n, level, 1 / places), 1, f"a {place} shown again in {{:.2%}} of cases {chance}")
+    if finding.name.endswith("repeated"):
+        chance = f"(by chance {1 / places:.2%})"
+        return _told(
+            repeated(n, level / LAGS, 1 / places), 1, f"a {place} that comes again in {{:.2%}} of cases {chance}"
+        )
+    if finding.name.startswith("each"):
+        k = bins(n, _SPREAD if place == "cell" else places, lambda k: k, 256)
+        return _told(
+            uneven(n, level, k - 1), math.sqrt(k - 1), f"shares of {k} groups of places off by {{:.0%}} on average"
+        )
+    k = bins(n, places, lambda k: k * k, 16)
+    of_lags = LAGS if finding.name.startswith("order") else 1
+    share = uneven(n, level / of_lags, k * k - 1)
+    return _told(share, math.sqrt(k * k - 1), f"shares of {k * k} groups of pairs off by {{:.0%}} on average")
+
+
+def _told(flaw: float, most: float, says: str) -> str:
+    """In words, where there can be such a flaw at all."""
+    return says.format(flaw) if flaw < most else ""
+
+
+def repeated(n: int, level: float, chance: float) -> float:
+    """Of an exact binomial of n trials: the probability of success that is found, where it should be ``chance``."""
+    least = int(scipy_stats.binom.isf(level, n, chance)) + 1
+    low, high = chance, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if scipy_stats.binom.sf(least - 1, n, middle) >= _ONCE else (middle, high)
+    return high
+
+
+def uneven(n: int, level: float, df: int) -> float:
+    """Of a chi-square: the deviation of the bins' shares that is found, as a part of these, root mean square."""
     critical = float(scipy_stats.chi2.isf(level, df))
     low, high = 0.0, 10 * (critical + 100)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if scipy_stats.ncx2.sf(critical, df, max(middle, 1e-9)) >= POWER else (middle, high)
-    return f"places that are off their even share by {math.sqrt(high / n):.0%} (root mean square)"
+        low, high = (low, middle) if scipy_stats.ncx2.sf(critical, df, max(middle, 1e-9)) >= _ONCE else (middle, high)
+    return math.sqrt(high / n)
 
 
-def share(tests: int) -> float:
-    """Of the total false-alarm rate, for each of so many tests."""
-    return min(LEVEL, ALPHA / tests)
+def off(n: int, level: float) -> float:
+    """Of Kolmogorov-Smirnov: the distance of the distributions that is found."""
+    return float(scipy_stats.kstwo.isf(level, n)) + math.sqrt(math.log(1 / (1 - _ONCE)) / (2 * n))
 
 
-def is_statistical(test: object) -> bool:
-    return isinstance(test, Statistical)
+def classified(tested: int) -> str:
+    """The least part of runs that a classifier has to get right to be noticed."""
+    return _told(repeated(tested, LEVEL, 0.5), 1, "workloads that can be told apart in {:.1%} of runs")
+
+
+def conditioned(n: int, places: int, labels: int) -> str:
+    """The same of ``input_conditioned``, by its asymptotic chi-square."""
+    k = bins(n, places, lambda k: k, 16)
+    df = (k - 1) * (labels - 1)
+    return _told(
+        uneven(n, math.sqrt(LEVEL), df),
+        math.sqrt(df),
+        "shares of places that differ by {:.0%} on average with what was asked",
+    )

@@ -9,9 +9,11 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from oram.backends import RedisBackend, RedisOptions
+from oram.backends.lmdb import LMDBStateFile
 from oram.backends.redis.link import Link
 from oram.backends.redis.wire import pack
 from oram.errors import BackendAccessError, BackendError, ParameterError
@@ -23,6 +25,17 @@ __all__ = ["Listener"]
 _WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 
+class _Kept(RedisBackend):
+    """It has the file of the client state too, which is on this disk."""
+
+    def __init__(self, options: RedisOptions, state: Path) -> None:
+        super().__init__(options)
+        self._file = LMDBStateFile.at(state, sync=False, create=True)
+
+    def state_file(self) -> LMDBStateFile:  # type: ignore[override]
+        return self._file
+
+
 class Listener:
     """Scratch stores on a server, and its own account of what they ask for. The user needs the right to MONITOR, and to the names of scratch stores."""
 
@@ -31,9 +44,15 @@ class Listener:
         if len(self._options.addresses) > 1:
             raise ParameterError("name one node of the cluster: MONITOR shows what that one is told")
 
-    def backend(self, name: str) -> RedisBackend:
-        """A backend under this name on the same server."""
-        return RedisBackend(dataclasses.replace(self._options, name=name))
+    @property
+    def prefix(self) -> str:
+        """Of the names of scratch stores: as the URL has it, so that a user who may use names that begin so may audit."""
+        return self._options.name[:30]
+
+    def backend(self, name: str, state: Path | None = None) -> RedisBackend:
+        """A backend under this name on the same server. state: a directory for client state that a trace can watch being written."""
+        options = dataclasses.replace(self._options, name=name)
+        return RedisBackend(options) if state is None else _Kept(options, state)
 
     @contextmanager
     def look(self, trace: TraceBackend) -> Iterator[list[Event]]:

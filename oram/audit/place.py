@@ -8,15 +8,16 @@ import secrets
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import oram
+from oram.audit.leaks import Leak
 from oram.backends import LMDBBackend, MemoryBackend
 from oram.backends.url import SERVERS
-from oram.errors import BackendWarning, ParameterError
+from oram.errors import BackendWarning, OramError, ParameterError
 from oram.params import (
     IN_MEMORY,
     CuckooParams,
@@ -28,19 +29,25 @@ from oram.params import (
     SchemeParams,
 )
 from oram.store import ObliviousStore
-from oram.testing.worlds import Look, own_trace
+from oram.testing.simulators import simulator
+from oram.testing.worlds import RECORDS, Look, own_trace
 from oram.trace import TraceBackend
 
 __all__ = ["KINDS", "Scratch", "Target", "scratch"]
 
 KINDS = ("memory", "lmdb", "redis")
 
+#: Records of a scratch store, at most: some hundred are made and filled. Linear writes all of them in each access.
+_MOST, _MOST_LINEAR = 1024, 64
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
     """What is audited: parameters of a store, and the kind of place that it lies in.
 
-    kind: "memory", "lmdb" or "redis". url: of the server, where it is "redis"; scratch stores lie there under random names, and are erased.
+    capacity: records of a scratch store. stands_for: records of the store that was named, where these are fewer or more; a lower tree has as many
+    levels fewer in the client's cache, so that the server has as many as it had. kind: "memory", "lmdb" or "redis". url: of the server, where it is
+    "redis"; scratch stores lie there under random names, and are erased.
     """
 
     scheme: str
@@ -51,39 +58,57 @@ class Target:
     cipher: str
     kind: str = "memory"
     url: str | None = None
+    blocks_per_value: int = 1
+    stands_for: int | None = None
 
     @classmethod
-    def of_store(cls, where: str, state: str | os.PathLike[str] | None = None) -> Self:
+    def of_store(cls, where: str | os.PathLike[str], state: str | os.PathLike[str] | None = None) -> Self:
         """The parameters of a store, from its public header: no slot of it is read or written. Errors as ``oram.info``; ParameterError for several shards."""
         public = oram.info(where, state=state)
         if public.get("shards", 1) != 1:
             raise ParameterError(
                 "a store of several shards: audit one of its kind with shards=1, and see docs/evidence.md"
             )
-        N, B = int(public["blocks"]), int(public["block_size"])
-        params, tree_top = _params_of(public, N, B)
-        kind = "redis" if where.partition(":")[0] in SERVERS else "lmdb"
-        return cls(public["scheme"], params, N, B, tree_top, public["cipher"], kind, where if kind == "redis" else None)
+        server = where if isinstance(where, str) and where.partition(":")[0] in SERVERS else None
+        return cls._of(public, "lmdb" if server is None else "redis", server)
+
+    @classmethod
+    def new(cls, kind: str, url: str | None = None, **options: Any) -> Self:
+        """The parameters that a store has if it is made with these options of ``oram.create``. ParameterError as there, and for another kind."""
+        if kind not in KINDS:
+            raise ParameterError(f"no such kind of place: {', '.join(KINDS)}")
+        with oram.create(MemoryBackend(), key=bytes(32), durability="process", **options) as store:
+            return cls._of(store.info(), kind, url)
+
+    @classmethod
+    def _of(cls, public: Mapping[str, Any], kind: str, url: str | None) -> Self:
+        N, B, each = (int(public[name]) for name in ("blocks", "block_size", "blocks_per_value"))
+        records = N // each
+        capacity = max(RECORDS, min(records, _MOST_LINEAR if public["scheme"] == "linear" else _MOST))
+        params, tree_top = _params_of(public, capacity * each, B)
+        stands_for = None if capacity == records else records
+        return cls(public["scheme"], params, capacity, B, tree_top, public["cipher"], kind, url, each, stands_for)
 
     def options(self) -> dict[str, Any]:
         """For ``oram.create``."""
         return {
-            "key": bytes(32), "capacity": self.capacity, "block_size": self.block_size, "scheme": self.params, "tree_top": self.tree_top,
-            "cipher": self.cipher, "durability": "process",
+            "key": bytes(32), "capacity": self.capacity, "block_size": self.block_size, "blocks_per_value": self.blocks_per_value,
+            "scheme": self.params, "tree_top": self.tree_top, "cipher": self.cipher, "durability": "process",
         }  # fmt: skip
 
 
-def _params_of(public: dict[str, Any], N: int, B: int) -> tuple[SchemeParams, int]:
-    """Parameters, and bytes of tree top, that make a store of this geometry."""
+def _params_of(public: Mapping[str, Any], N: int, B: int) -> tuple[SchemeParams, int]:
+    """Parameters, and bytes of tree top, that make a store of N blocks with this geometry, or as near to it as N allows."""
     scheme = public["scheme"]
     if scheme == "path":
         path = PathParams(Z=public["Z"], page_levels=public["h"])
-        return path, _tree_top(lambda top: PathGeometry.of(N, B, path, top, IN_MEMORY).T, public["T"])
+        return path, _tree_top(lambda top: PathGeometry.of(N, B, path, top, IN_MEMORY), public, N)
     if scheme == "ring":
         ring = RingParams(public["Z"], public["A"], public["S"], public["metadata"], public.get("xor"))
-        return ring, _tree_top(lambda top: RingGeometry.of(N, B, ring, top, IN_MEMORY).T, public["T"])
+        return ring, _tree_top(lambda top: RingGeometry.of(N, B, ring, top, IN_MEMORY), public, N)
     if scheme == "cuckoo":
-        known = {"c": public["c"], "eps": public["eps"] / 1000, "rebuild": public["rebuild"]}
+        c = int(public["c"]) * N // max(N, int(public["blocks"]))  # of a smaller store, a buffer as much smaller
+        known = {"c": max(8, c // 8 * 8), "eps": public["eps"] / 1000, "rebuild": public["rebuild"]}
         fields = {each.name for each in dataclasses.fields(CuckooParams)}
         return CuckooParams(
             **known, **{name: public[name] for name in ("index",) if name in public and name in fields}
@@ -91,32 +116,52 @@ def _params_of(public: dict[str, Any], N: int, B: int) -> tuple[SchemeParams, in
     return LinearParams(), 0
 
 
-def _tree_top(levels: Any, wanted: int) -> int:
-    """The least number of bytes for which so many levels are cached."""
+def _tree_top(geometry: Callable[[int], PathGeometry | RingGeometry], public: Mapping[str, Any], N: int) -> int:
+    """The least number of bytes for which so many levels are cached; of a tree of another height, for which so many are not."""
+    wanted = max(0, int(public["T"]) + geometry(0).L - int(public["L"]))
     low, high = 0, 1 << 44
     while low < high:
         middle = (low + high) // 2
-        low, high = (middle + 1, high) if levels(middle) < wanted else (low, middle)
-    if levels(low) != wanted:
+        low, high = (middle + 1, high) if wanted > geometry(middle).T else (low, middle)
+    if int(public["blocks"]) == N and wanted != geometry(low).T:
         raise ParameterError("no tree-top cache gives this geometry: the store was made by another version")
     return low
 
 
 class Scratch:
-    """Where scratch stores come from. look: how to see what the server saw. joint, remote, xor: for ``testing.simulators``, xor as the latest store has it."""
+    """Where scratch stores come from. look: how to see what the server saw. joint, remote: for ``testing.simulators``. leak: of each, for controls."""
 
-    def __init__(self, target: Target, directory: Path) -> None:
-        self.target, self._directory, self._count = target, directory, 0
+    def __init__(self, target: Target, directory: Path, leak: Leak | None = None) -> None:
+        self.target, self._directory, self._leak, self._count = target, directory, leak, 0
         self.joint, self.remote = target.kind != "redis", target.kind == "redis"
-        self.xor = False
         self.look: Look = own_trace
         self._names: list[str] = []
+        self._made: list[TraceBackend] = []
         self._server: Any = None
         if target.kind == "redis":
             from oram.audit.listening import Listener
 
             self._server = Listener(str(target.url))
             self.look = self._server.look
+        self._fix_xor()
+
+    def _fix_xor(self) -> None:
+        """Ring XORs where the place can and, by the link as it is at each opening, where that pays. Here this is found out once, for all stores."""
+        params = self.target.params
+        if not isinstance(params, RingParams) or params.xor is not None or self.target.kind == "memory":
+            return
+        if self.target.kind == "lmdb":
+            self.target = dataclasses.replace(self.target, params=dataclasses.replace(params, xor=False))
+            return
+        with oram.create(MemoryBackend(), **self.target.options()) as store:
+            info = store.info()
+        levels, size = int(info["L"]) + 1 - int(info["T"]), simulator(info).slot_size
+        with (
+            warnings.catch_warnings(action="ignore", category=BackendWarning),
+            self._server.backend(self._server.prefix) as backend,
+        ):
+            pays = backend.fold_pays(levels, size)
+        self.target = dataclasses.replace(self.target, params=dataclasses.replace(params, xor=pays))
 
     def make(self) -> tuple[ObliviousStore, TraceBackend]:
         """A new store, and the trace of what its server is told."""
@@ -127,31 +172,43 @@ class Scratch:
         elif self.target.kind == "lmdb":
             trace = TraceBackend(LMDBBackend(self._directory / f"{self._count}", sync=False))
         else:
-            name = f"oram-audit-{secrets.token_hex(8)}"
+            name = f"{self._server.prefix}-audit-{secrets.token_hex(8)}"
             self._names.append(name)
             with warnings.catch_warnings(action="ignore", category=BackendWarning):
-                trace = TraceBackend(self._server.backend(name))
-            options["state"] = self._directory / f"{self._count}"
-        store = oram.create(trace, **options)
-        self.xor = bool(getattr(store._engine.scheme, "xor", False))
-        return store, trace
+                trace = TraceBackend(self._server.backend(name, self._directory / f"{self._count}"))
+        self._made.append(trace)
+        return (oram.create if self._leak is None else self._leak.create)(trace, **options), trace
 
     def erase(self) -> None:
-        """Nothing stays on the server."""
+        """Nothing stays of the stores made so far, on the server or the disk. What a server does not let go is warned of."""
+        for trace in self._made:
+            with suppress(Exception):  # closed before, or amid an access that was interrupted
+                trace.inner.close()
         for name in self._names:
-            with suppress(Exception), warnings.catch_warnings(action="ignore", category=BackendWarning):
-                backend = self._server.backend(name)
-                backend.erase()
-                backend.close()
+            try:
+                with (
+                    warnings.catch_warnings(action="ignore", category=BackendWarning),
+                    self._server.backend(name) as backend,
+                ):
+                    backend.erase()
+            except OramError:
+                warnings.warn(
+                    f"not all of the audit was removed: see the server's keys {{{name}}}:*",
+                    BackendWarning,
+                    stacklevel=2,
+                )
+        for path in self._directory.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
         self._names.clear()
+        self._made.clear()
 
 
 @contextmanager
-def scratch(target: Target) -> Iterator[Scratch]:
+def scratch(target: Target, leak: Leak | None = None) -> Iterator[Scratch]:
     """Scratch stores, gone when the block ends, however it ends."""
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="oram-audit-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        made = Scratch(target, directory)
+        made = Scratch(target, directory, leak)
         stack.callback(made.erase)
         yield made

@@ -13,16 +13,19 @@ import numpy as np
 import oram
 from oram import kernels
 from oram.audit import chance, worlds
-from oram.audit.leaks import LEAKS
+from oram.audit.leaks import LEAKS, Leak
 from oram.audit.place import Scratch, Target, scratch
 from oram.audit.running import ALPHA
-from oram.audit.sides import SCHEMES, oblivious
+from oram.audit.sides import SCHEMES
 from oram.audit.worlds import BUILT_IN, QUICK, pairs_of
-from oram.testing.statistics import changed_everywhere, constant_lengths
+from oram.backends import MemoryBackend
+from oram.testing.statistics import LEVEL, Result, changed_everywhere, confirmed, constant_lengths
 from oram.testing.worlds import Pair
-from oram.trace import TraceBackend
+from oram.trace import Event, TraceBackend
 
-__all__ = ["NOT_COVERED", "Check", "Control", "Verdict", "audit"]
+__all__ = ["NOT_COVERED", "Check", "Control", "Outcome", "Verdict", "audit"]
+
+_KEPT = 1 << 26  # bytes of ciphertexts that are looked at, about
 
 Outcome = Literal["nothing found", "leak found", "inconclusive"]
 
@@ -88,50 +91,40 @@ def audit(
     runs: int = 120,
     quick: bool = False,
     seed: int = 1,
+    leak: Leak | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Verdict:
     """Audit scratch stores with the parameters of ``target``.
 
     workloads: of the user, as ``named_workload`` takes them, compared pairwise; the built-in pairs without. accesses: of each run that the
-    statistical checks watch. runs: whole runs that a classifier is to tell apart. quick: a few pairs, and a tenth of all that.
+    statistical checks watch. runs: whole runs that a classifier is to tell apart. quick: a few pairs, and a fifth of the accesses. leak:
+    audit stores that are broken like this, to see what that looks like.
 
     Raises what making a store at the place raises, and ParameterError for workloads that are none. Cost: scratch stores; about a minute, quick
     some seconds. Leaks: that an audit took place, and the workloads, to the server named.
     """
     if quick:
-        accesses, runs = max(600, accesses // 5), max(80, runs // 2)
+        accesses, runs = accesses // 5, runs // 2
     pairs = pairs_of(workloads) if workloads else [pair for pair in BUILT_IN if not quick or pair.name in QUICK]
     checks: list[Check] = []
-    with scratch(target) as place:
+    with scratch(target, leak) as place:
         checks += _worlds(place, pairs, seed, progress)
-        progress("ciphertexts")
-        checks += _ciphertexts(place, 40 if quick else 200)
-    progress("randomness")
-    checks += _chance(target, accesses, seed, progress)
+    progress("ciphertexts")
+    checks += _ciphertexts(target, 40 if quick else 200)
+    checks += _chance(target, accesses, seed, leak, progress)
     progress("whole runs")
-    apart = chance.told_apart(target, runs, seed)
-    if not apart.passed:  # once more, independently: only both together count
-        second = chance.told_apart(target, runs, seed + 1)
-        apart = second if second.passed else apart
-    checks.append(
-        Check(
-            "whole runs told apart", "a classifier tells runs of a hot key from runs of a scan no better than a coin", "statistical", runs - runs // 2,
-            apart.level, apart.p_value, "" if apart.passed else f"it was right in {apart.statistic:.0%} of runs", _classified(runs - runs // 2),
-        )
-    )  # fmt: skip
+    checks.append(_whole_runs(target, runs, seed, leak))
     controls = _controls(target, accesses, seed, progress)
     missed = [control.leak for control in controls if not control.found_by]
-    found = [check for check in checks if check.found]
-    outcome: Outcome = (
-        "leak found"
-        if found
-        else "inconclusive"
-        if missed or any(not c.observations for c in checks)
-        else "nothing found"
-    )
+    unseen = [check.name for check in checks if not check.detectable]
+    outcome: Outcome = "nothing found"
+    if any(check.found for check in checks):
+        outcome = "leak found"
+    elif missed or unseen:
+        outcome = "inconclusive"
     return Verdict(
         outcome,
-        _summary(outcome, checks, controls, missed),
+        _summary(outcome, checks, controls, missed, unseen),
         _told(target),
         _provenance(seed),
         ALPHA,
@@ -148,61 +141,102 @@ def _worlds(place: Scratch, pairs: Sequence[Pair], seed: int, progress: Callable
         found.append(
             Check(
                 compared.name, "both workloads show exactly what the simulator says, and the same", "exact", compared.events, 0.0, None,
-                compared.trouble, "any single difference" if compared.events else "",
+                compared.trouble, "any single difference" if compared.events or compared.trouble else "",
             )
         )  # fmt: skip
     return found
 
 
-def _ciphertexts(place: Scratch, accesses: int) -> list[Check]:
-    """What is written: one length a region, and nothing of the old ciphertext left."""
-    with scratch(dataclasses.replace(place.target, kind="memory")) as memory:
-        store, trace = memory.make()
-        kept = TraceBackend(trace.inner, keep_data=True)
-        store.close()
+def _ciphertexts(target: Target, accesses: int) -> list[Check]:
+    """What is written, with the parameters and the cipher of the target: one length a region, nothing of the old ciphertext left, and nothing twice."""
+    kept = TraceBackend(MemoryBackend(), keep_data=True)
+    with oram.create(kept, **target.options()) as store:
         kept.clear()
-        options = place.target.options()
-        with oram.open(kept, key=options["key"], durability="process") as store:
-            kept.clear()
-            for i in range(accesses):
-                store.put(b"%d" % (i % 7), b"v" * (i % 3))
-                store.get(b"%d" % (i % 9))
-            events = list(kept.events)
+        store.put(b"0", b"v")
+        accesses = max(2, min(accesses, _KEPT // max(1, 2 * kept.bytes_written)))
+        for i in range(accesses):
+            store.put(b"%d" % (i % 7), b"v" * (i % 3))
+            store.get(b"%d" % (i % 9))
     tests = {
         "lengths of ciphertexts": (constant_lengths, "all slots of a region have one length, whatever is in them"),
         "new ciphertexts": (changed_everywhere, "no block of sixteen bytes of a slot outlives its being written anew"),
+        "nonces": (
+            _nothing_twice,
+            "no sixteen bytes are written twice, anywhere: with a nonce used again, empty blocks would be alike",
+        ),
     }
     found = []
     for name, (test, says) in tests.items():
-        result = test(events)
+        result = test(kept.events)
         trouble = "" if result.passed else f"{result.statistic:g} exceptions"
-        found.append(Check(name, says, "exact", len(events), 0.0, None, trouble, "any single difference"))
+        found.append(Check(name, says, "exact", len(kept.events), 0.0, None, trouble, "any single difference"))
     return found
 
 
-def _chance(target: Target, accesses: int, seed: int, progress: Callable[[str], None]) -> list[Check]:
+def _nothing_twice(events: Sequence[Event]) -> Result:
+    """Two blocks of independent ciphertext are equal with probability 2^-128."""
+    whole = [
+        np.ascontiguousarray(event.data[:, : event.data.shape[1] // 16 * 16]).reshape(-1, 16)
+        for event in events
+        if event.op == "write" and event.data is not None and event.region.startswith(("slots.", "meta."))
+    ]
+    blocks = np.concatenate(whole).view("V16").ravel() if whole else np.empty(0, "V16")
+    twice = blocks.size - len(set(blocks.tolist()))
+    return Result("nothing twice", twice, float(twice == 0), 0.0)
+
+
+def _chance(
+    target: Target, accesses: int, seed: int, leak: Leak | None, progress: Callable[[str], None]
+) -> list[Check]:
+    """What is random, under one workload after the other. Who is accused is accused by two independent runs."""
     found = []
-    names = ("uniform", "hot key", "zipf", "misses")
-    for workload in names:
+    for workload in ("uniform", "hot key", "zipf", "misses"):
         progress(f"randomness, {workload}")
-        watched = chance.watch(target, workload, accesses, seed)
-        side = oblivious(target.scheme, None, chance.visible(target))
+        watched = chance.watch(target, workload, accesses, seed, leak)
+        again: chance.Watched | None = None
+        if any(finding.level for finding in watched.alarms):
+            again = chance.watch(target, workload, accesses, seed + 1, leak)
         for finding in watched.findings:
-            trouble = "" if finding.alarm is None else f"alarm at {finding.alarm:,} observations"
-            if finding.alarm is not None and finding.level:  # once more, independently: only both together count
-                again = chance.watch(target, workload, accesses, seed + 1)
-                trouble = trouble if any(other.name == finding.name for other in again.alarms) else ""
-            if finding.p_value is None and not finding.seen:
-                continue
             exact = finding.level == 0.0
+            confirmed = exact or (again is not None and any(finding.name == other.name for other in again.alarms))
+            trouble = f"alarm at {finding.alarm:,} observations" if finding.alarm is not None and confirmed else ""
             found.append(
                 Check(
                     f"{finding.name} ({workload})", finding.null, "exact" if exact else "statistical", finding.seen,
-                    ALPHA if finding.level is None else finding.level, None if exact else finding.p_value, trouble,
-                    chance.detectable(finding, side.sights.places),
+                    finding.level or 0.0, None if exact else finding.p_value, trouble, chance.detectable(finding, watched.sights),
                 )
             )  # fmt: skip
+        if target.scheme != "linear":  # which shows nothing that could depend on anything
+            found.append(_on_input(target, watched, seed, leak))
     return found
+
+
+def _on_input(target: Target, watched: chance.Watched, seed: int, leak: Leak | None) -> Check:
+    n = len(watched.shown)
+
+    def test(which: int) -> Result:
+        run = watched if which == 0 else chance.watch(target, watched.workload, watched.accesses, seed + 2, leak)
+        return chance.on_input(run, seed)
+
+    says = "what shows is as for any other request, whether the hot key, another record, one that is not there or a put was asked for (permutations)"
+    name = f"dependence on the request ({watched.workload})"
+    try:
+        result = confirmed(test)
+    except ValueError:
+        return Check(name, says, "statistical", n, LEVEL, None, "", "")
+    trouble = "" if result.passed else "what showed depends on what was asked for"
+    detectable = chance.conditioned(n, watched.sights.places, len(set(watched.labels)))
+    return Check(name, says, "statistical", n, result.level, result.p_value, trouble, detectable)
+
+
+def _whole_runs(target: Target, runs: int, seed: int, leak: Leak | None) -> Check:
+    tested = runs - runs // 2
+    apart = confirmed(lambda which: chance.told_apart(target, runs, seed + which, leak))
+    says = "a classifier tells runs of a hot key from runs of a scan no better than a coin does"
+    trouble = "" if apart.passed else f"it was right in {apart.statistic:.0%} of runs"
+    return Check(
+        "whole runs told apart", says, "statistical", tested, apart.level, apart.p_value, trouble, chance.classified(tested)
+    )  # fmt: skip
 
 
 def _controls(target: Target, accesses: int, seed: int, progress: Callable[[str], None]) -> list[Control]:
@@ -219,27 +253,24 @@ def _controls(target: Target, accesses: int, seed: int, progress: Callable[[str]
     return found
 
 
-def _classified(tested: int) -> str:
-    """The least accuracy that is found with probability 0.99."""
-    from scipy import stats as scipy_stats
-
-    from oram.testing.statistics import LEVEL
-
-    least = int(scipy_stats.binom.isf(LEVEL, tested, 0.5)) + 1
-    shares = np.linspace(0.5, 1, 501)
-    enough = [share for share in shares if scipy_stats.binom.sf(least - 1, tested, share) >= chance.POWER]
-    return f"a classifier that is right in {enough[0]:.0%} of runs" if enough else ""
-
-
-def _summary(outcome: Outcome, checks: Sequence[Check], controls: Sequence[Control], missed: Sequence[str]) -> str:
+def _summary(
+    outcome: Outcome, checks: Sequence[Check], controls: Sequence[Control], missed: Sequence[str], unseen: Sequence[str]
+) -> str:
     if outcome == "leak found":
         names = ", ".join(check.name for check in checks if check.found)
-        return f"What the server saw depended on what was asked: {names}."
-    events = sum(check.observations for check in checks)
+        return f"What the server saw depended on what was asked. Found by: {names}."
     if outcome == "inconclusive":
-        return f"No check found anything, but too little was seen to say so: {', '.join(missed) or 'some workloads showed nothing'}."
+        reasons = (
+            [
+                f"too little was seen for {len(unseen)} of {len(checks)} checks ({', '.join(unseen[:3])}{', ...' if len(unseen) > 3 else ''})"
+            ]
+            if unseen
+            else []
+        )
+        reasons += [f"stores that leak on purpose went unnoticed ({', '.join(missed)})"] if missed else []
+        return f"No check found anything, but that says little: {'; '.join(reasons)}. Take more accesses."
     return (
-        f"{len(checks)} checks of {events:,} observations found nothing, and the same checks found each of {len(controls)} stores that leak on purpose. "
+        f"{len(checks)} checks found nothing, and the same checks of randomness and traces found each of {len(controls)} stores that leak on purpose. "
         "This is evidence and not a proof."
     )
 

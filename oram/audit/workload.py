@@ -10,7 +10,7 @@ import numpy as np
 
 from oram.types import F64, I64
 
-__all__ = ["PUTS", "RECORDS", "THETA", "WORKLOADS", "Request", "Workload", "popularity", "records"]
+__all__ = ["HOTTEST", "PUTS", "RECORDS", "THETA", "WORKLOADS", "Request", "Workload", "popularity", "records"]
 
 #: Skew of a workload: the k-th most popular record is asked for in proportion to 1 / k^THETA, as in YCSB.
 THETA = 0.99
@@ -22,6 +22,8 @@ RECORDS = 512
 _HOT = 0.9  # of all requests, to the hot key
 _PLACES: I64 = np.random.default_rng(0).permutation(RECORDS)  # of popular records, so that they are not neighbours
 _CHUNK = 256  # numbers drawn at a time
+#: The record that "hot key" and "zipf" ask for most.
+HOTTEST = int(_PLACES[0])
 
 Numbers: TypeAlias = Callable[[np.random.Generator, int], I64]  # of the next _CHUNK requests, and of the first of them
 

@@ -91,8 +91,10 @@ def _target(
     server = backend.partition(":")[0] in SERVERS
     if not server and backend not in ("memory", "lmdb"):
         raise InputError("backend must be memory, lmdb or the URL of a server")
-    return auditing.Target(
-        scheme, SCHEMES[scheme](), capacity, block_size, 0, cipher, "redis" if server else backend, backend if server else None
+    if server:
+        places.server(backend)
+    return auditing.Target.new(
+        "redis" if server else backend, backend if server else None, scheme=scheme, capacity=capacity, block_size=block_size, tree_top=0, cipher=cipher
     )  # fmt: skip
 
 

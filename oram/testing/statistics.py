@@ -27,6 +27,7 @@ __all__ = [
     "FAMILY",
     "LEVEL",
     "Result",
+    "bins",
     "changed_everywhere",
     "classifier",
     "confirmed",
@@ -76,7 +77,7 @@ def _chi_square(name: str, observed: F64, expected: F64 | float, df: int, parts:
     return Result(name, statistic, min(1.0, parts * float(scipy_stats.chi2.sf(statistic, df))), LEVEL)
 
 
-def _bins(n: int, leaves: int, cells: Callable[[int], int], most: int) -> int:
+def bins(n: int, leaves: int, cells: Callable[[int], int], most: int) -> int:
     """The largest power of two, at most ``most`` and the number of leaves, with 20 expected in each cell."""
     k = 2
     while 2 * k <= min(most, leaves) and 20 * cells(2 * k) <= n:
@@ -92,14 +93,14 @@ def _binned(values: Ints, leaves: int, k: int) -> npt.NDArray[np.int64]:
 
 def uniform_leaves(values: Ints, leaves: int) -> Result:
     """Chi-square of leaves 0 <= value < ``leaves`` on k equal bins, df = k - 1."""
-    k = _bins(len(values), leaves, lambda k: k, 256)
+    k = bins(len(values), leaves, lambda k: k, 256)
     observed = np.bincount(_binned(values, leaves, k), minlength=k).astype(np.float64)
     return _chi_square("uniform leaves", observed, len(values) / k, k - 1)
 
 
 def _pairs(name: str, left: Ints, right: Ints, leaves: int, parts: int = 1) -> Result:
     """Chi-square of binned pairs under known uniform marginals, df = k^2 - 1."""
-    k = _bins(len(left), leaves, lambda k: k * k, 16)
+    k = bins(len(left), leaves, lambda k: k * k, 16)
     cells = _binned(left, leaves, k) * k + _binned(right, leaves, k)
     observed = np.bincount(cells, minlength=k * k).astype(np.float64)
     return _chi_square(name, observed, len(left) / k**2, k * k - 1, parts)
@@ -206,7 +207,7 @@ def input_conditioned(values: Ints, labels: Ints, leaves: int, seed: int) -> Res
 
     labels: small integers, one a leaf. Statistic: chi-square of the contingency table. Use with ``confirmed``.
     """
-    k = _bins(len(values), leaves, lambda k: k, 16)
+    k = bins(len(values), leaves, lambda k: k, 16)
     binned, named = _binned(values, leaves, k), np.asarray(labels, np.int64)
     rows = int(named.max()) + 1
     expected = np.outer(np.bincount(named, minlength=rows), np.bincount(binned, minlength=k)) / len(values)
