@@ -56,7 +56,9 @@ def page(verdict: Verdict) -> str:
         for each in verdict.controls
     )
     uncovered = "".join(f"<li>{html.escape(each)}</li>" for each in verdict.not_covered)
-    what = f"{str(target['scheme']).capitalize()} ORAM, {target['capacity']:,} blocks of {target['block_size']} bytes, {target['cipher']}, {target['kind']}"
+    what = f"{str(target['scheme']).capitalize()} ORAM, {target['capacity']:,} records, blocks of {target['block_size']} bytes, {target['cipher']}, {target['kind']}"
+    if target.get("stands_for"):
+        what += f" (a scratch store, in place of one for {target['stands_for']:,} records)"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">

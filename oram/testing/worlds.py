@@ -21,17 +21,13 @@ from oram.testing.randomness import Coins, Question, dealt, listen, pinned, reve
 from oram.testing.simulators import Commit, Dealt, Simulator, shown, simulator
 from oram.trace import Event, TraceBackend
 
-__all__ = ["PAIRS", "Look", "Make", "Pair", "RandomWorkloadError", "View", "Work", "observe", "same"]
+__all__ = ["PAIRS", "Look", "Make", "Pair", "View", "Work", "observe", "same"]
 
 Work: TypeAlias = Callable[[ObliviousStore], None]
 Make: TypeAlias = Callable[[], tuple[ObliviousStore, TraceBackend]]
 Look: TypeAlias = Callable[[TraceBackend], AbstractContextManager[list[Event]]]
 LONGEST = 24  # bytes of the largest value in these workloads
 RECORDS = 40  # capacity that these workloads want
-
-
-class RandomWorkloadError(ValueError):
-    """A workload asked for other things when it was run again: nothing can be compared."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ def observe(make: Make, work: Work, seed: int, look: Look = own_trace) -> View:
         commits = list(trace.state_commits)
         store.close()
     if again != asked:
-        raise RandomWorkloadError("a workload of two worlds must not depend on randomness")
+        raise ValueError("a workload of two worlds must not depend on randomness")
     return View(store.info(), events, commits, coins.sizes, asked, list(leaves))
 
 
