@@ -50,7 +50,7 @@ def derived(g: Any) -> tuple[float, float]:
     small = sum(shape.n < IN_HAND for shape in g.levels[:-1])
     if isinstance(g, BinnedGeometry):
         return 2 * tables, 2.2 * small + 3.9 * (g.L - small) + (12.8 if g.N >= IN_HAND else 6.6)
-    return 2 * tables, 2.2 * small + 3.6 * (g.L - small) + (9.3 if g.N >= IN_HAND else 6.6)
+    return 2 * tables, 2.2 * small + 4.0 * (g.L - small) + (10.1 if g.N >= IN_HAND else 6.6)
 
 
 def moved(quick: bool) -> Iterator[Row]:

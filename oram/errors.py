@@ -86,7 +86,7 @@ class ShardOverflowError(OramError):
 class StashOverflowError(OramError):
     """A rebuild of a Cuckoo store left over more blocks than a stash holds. Nothing of the access was written, and opening the store again repeats it.
 
-    The chance is in docs/limitations.md: with an index 2^-27 for each rebuild of a full bottom of 2^20 blocks, without below 2^-80.
+    The chance is below 2^-80 for each rebuild: docs/schemes/cuckoo.md.
     """
 
     def __str__(self) -> str:

@@ -35,10 +35,10 @@ def schedule(g: CuckooGeometry) -> tuple[float, float]:
 
 
 def constants(g: CuckooGeometry) -> tuple[float, float]:
-    """The same by the rounded constants for eps = 0.1: 2.2 and 3.6 slots for each small and large level, 6.6 or 9.3 for the bottom."""
+    """The same by the rounded constants for eps = 0.1: 2.2 and 4.0 slots for each small and large level, 6.6 or 10.1 for the bottom."""
     tables = 1 + g.L / 2 + g.L * (g.L + 1) / 16
     small = sum(shape.n < IN_HAND for shape in g.levels[:-1])
-    return 2 * tables, 2.2 * small + 3.6 * (g.L - small) + (9.3 if g.N >= IN_HAND else 6.6)
+    return 2 * tables, 2.2 * small + 4.0 * (g.L - small) + (10.1 if g.N >= IN_HAND else 6.6)
 
 
 def study(run: Run) -> Finding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -119,8 +119,15 @@ class BinnedGeometry(CuckooGeometry):
         return np.concatenate(slots), np.concatenate(epochs)
 
     def public(self) -> dict[str, Any]:
-        """Its part of the header."""
-        return {**super().public(), "index": "none"}
+        """Its part of the header. What chunks leave over has room of its own here, and no slack."""
+        public = {**super().public(), "index": "none"}
+        del public["slack"]
+        return public
+
+    @classmethod
+    def from_public(cls, N: int, B: int, public: dict[str, Any]) -> Self:
+        """From an authenticated header."""
+        return super().from_public(N, B, {**public, "slack": cuckoo.SLACK})
 
 
 class BinnedWork(Work):

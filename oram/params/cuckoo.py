@@ -27,6 +27,9 @@ CHUNK_STASH = (
     16  # the same, for what one chunk of a pass leaves over; docs/schemes/cuckoo.md has the probability of more
 )
 IN_HAND = 4096  # entries of a level up to which one pass does
+#: Room that a chunk has for a bucket, in standard deviations above the mean: more comes in a rebuild with a probability below 2^-80. Headers that do not say
+#: have 6.
+SLACK = 12
 SPREAD = 16  # a chunk of a pass holds about SPREAD * sqrt(n) blocks
 
 
@@ -101,12 +104,12 @@ class LevelShape:
     r: int  # slots that each chunk appends for each bucket
 
     @classmethod
-    def of(cls, n: int, eps: int, *, single: bool) -> LevelShape:
-        """The shape for n entries; eps in thousandths."""
+    def of(cls, n: int, eps: int, *, single: bool, slack: int) -> LevelShape:
+        """The shape for n entries; eps in thousandths, slack in standard deviations of what a chunk has for a bucket."""
         m = -(-n * (1000 + eps) // 1000)
         b = 1 if single or n < IN_HAND else max(1, math.isqrt(n) // SPREAD)
         mean = n / (b * b)
-        return cls(n, m, b, math.ceil(mean + 6 * math.sqrt(mean) + 6))
+        return cls(n, m, b, math.ceil(mean + slack * math.sqrt(mean) + 6))
 
     @property
     def table(self) -> int:
@@ -147,6 +150,7 @@ class CuckooGeometry:
     L: int
     eps: int = 100
     rebuild: Rebuild = "deamortized"
+    slack: int = SLACK
     scheme: ClassVar[str] = CuckooParams.name
     stash_bound: ClassVar[int] = STASH  #: of all levels together; the mean is below one block
     most: ClassVar[int] = MAX_BLOCKS
@@ -200,7 +204,7 @@ class CuckooGeometry:
         """Shapes of levels 0..L."""
         single = self.rebuild == "amortized"
         sizes = [self.c << i for i in range(self.L)] + [self.N]
-        return tuple(LevelShape.of(n, self.eps, single=single) for n in sizes)
+        return tuple(LevelShape.of(n, self.eps, single=single, slack=self.slack) for n in sizes)
 
     def duration(self, level: int) -> int:
         """Accesses over which a level's rebuild is spread: a quarter of the time until its entries are needed."""
@@ -380,12 +384,12 @@ class CuckooGeometry:
 
     def public(self) -> dict[str, Any]:
         """Its part of the header."""
-        return {"c": self.c, "L": self.L, "eps": self.eps, "rebuild": self.rebuild}
+        return {"c": self.c, "L": self.L, "eps": self.eps, "rebuild": self.rebuild, "slack": self.slack}
 
     @classmethod
     def from_public(cls, N: int, B: int, public: dict[str, Any]) -> Self:
         """From an authenticated header."""
-        return cls(N, B, public["c"], public["L"], public["eps"], public["rebuild"])
+        return cls(N, B, public["c"], public["L"], public["eps"], public["rebuild"], public.get("slack", 6))
 
 
 class Work:

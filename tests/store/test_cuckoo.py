@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 import oram
 from oram.backends import MemoryBackend
 from oram.errors import IntegrityError, ParameterError
 from oram.kernels.reference.cuckoooram import place
 from oram.params import CuckooGeometry, CuckooParams, Table, cuckoo
+from oram.params.cuckoo import CHUNK_STASH
 from oram.schemes.cuckoo import CuckooORAM
 from oram.store import ObliviousStore
 from oram.testing.model import check, walk
@@ -337,3 +339,24 @@ def test_every_element_is_probed_once_an_epoch(monkeypatch: pytest.MonkeyPatch) 
     assert (
         abs(mean - 0.5 + 0.5 / 20) < 0.06 + 6 * sd
     )  # cells of small tables: a rough check, the sharp ones are elsewhere
+
+
+def test_a_header_from_before_slack_keeps_its_layout() -> None:
+    """Stores made with less room between the passes are opened as they are."""
+    new = CuckooGeometry.of(20_000, 64, CuckooParams(), 1 << 20)
+    public = new.public()
+    assert public["slack"] == 12
+    assert CuckooGeometry.from_public(20_000, 64, public) == new
+    del public["slack"]
+    old = CuckooGeometry.from_public(20_000, 64, public)
+    assert old.public() == {**public, "slack": 6}
+    assert [shape.m for shape in old.levels] == [shape.m for shape in new.levels]
+    assert [(a.r < b.r) or b.b == 1 for a, b in zip(old.levels, new.levels, strict=True)] == [True] * (new.L + 1)
+
+
+@pytest.mark.parametrize("lg", [13, 16, 20, 24, 27])
+def test_a_chunk_has_room(lg: int) -> None:
+    """Whatever is in the tables, what a chunk has for a bucket is binomial: more than fits, in any of a rebuild, has a probability below 2^-80."""
+    shape = CuckooGeometry.of(1 << lg, 64, CuckooParams(), 1 << 30).levels[-1]
+    beyond = binom.logsf(shape.r + CHUNK_STASH, shape.n // shape.b, 1 / shape.b) / math.log(2)
+    assert beyond + 2 * math.log2(shape.b) < -80

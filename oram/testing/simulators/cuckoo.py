@@ -62,7 +62,7 @@ class CuckooSimulator(Simulator):
     def __init__(self, info: Mapping[str, Any], **options: bool) -> None:
         super().__init__(info, **options)
         self._N, self._B, self._c, self._L = (int(info[name]) for name in ("blocks", "block_size", "c", "L"))
-        self._spread = info["rebuild"] == "deamortized"
+        self._spread, self._slack = info["rebuild"] == "deamortized", int(info.get("slack", 6))
         E = 1 + Fraction(int(info["eps"]), 1000)
         self._n = [self._c * 2**level for level in range(self._L)] + [self._N]
         self._m = [math.ceil(n * E) for n in self._n]
@@ -87,7 +87,7 @@ class CuckooSimulator(Simulator):
         n = self._n[level]
         b = math.isqrt(n) // self.spread if self._spread and n >= self.in_hand else 1
         mean = n / b**2
-        return b, math.ceil(mean + 6 * mean**0.5 + 6)
+        return b, math.ceil(mean + self._slack * mean**0.5 + 6)
 
     # --- the schedule
 
