@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from oram.cli.exits import InputError
 from oram.cli.progress import meter
@@ -141,6 +139,9 @@ def _page(results: Any, output: Path) -> bool:
 
 
 def _print(results: Any, output: Path, made: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
