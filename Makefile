@@ -10,7 +10,7 @@ WORKERS ?= 3
 STRICT_C := -std=c11 -O2 -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow -Wstrict-prototypes -Wundef -Werror -Icsrc
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
 
-.PHONY: setup demo test check lint types layers c-check pytest pytest-native pytest-reference thorough sanitize bench bench-all docs format clean
+.PHONY: setup demo test check lint types layers c-check pytest pytest-native pytest-reference thorough sanitize bench bench-all report docs format clean
 
 setup: $(VENV)/.installed
 
@@ -85,6 +85,10 @@ bench-all: setup
 	$(BIN)/python -m bench
 
 # The site; a link that leads nowhere in it is a warning, and a warning an error.
+# From a clone to a page with figures: report/report.html.
+report: setup
+	$(BIN)/oram bench --quick -o report
+
 docs: setup
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html"
