@@ -75,7 +75,7 @@ sanitize: setup
 	ORAM_CFLAGS="$(SANITIZE)" ORAM_LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-temp build/sanitized/tmp --build-lib build/sanitized
 	test -f build/sanitized/oram/kernels/_native.abi3.so
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	    PYTHONPATH=build/sanitized ORAM_SANITIZED=1 ORAM_KERNELS=native HYPOTHESIS_PROFILE=ci $(BIN)/python -P -m pytest -q -p no:cacheprovider tests/kernels
+	    PYTHONPATH=build/sanitized ORAM_SANITIZED=1 ORAM_KERNELS=native HYPOTHESIS_PROFILE=ci $(BIN)/python -P -m pytest -n 2 -q -p no:cacheprovider tests/kernels
 
 # Every ratio that README states, measured again: an error where one is not reproduced. bench-all: every bar.
 bench: setup
