@@ -5,25 +5,21 @@ docs/schemes/cuckoo.md has the design, and why it is secure. The hot loop is the
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from oram.backends.base import RegionShape, SlotRead, Slots, SlotWrite
-from oram.kernels.base import EMPTY, TOMB, At, BinnedState, KernelSet, Keys, Op, Requests
+from oram.backends.base import SlotRead, SlotWrite
+from oram.kernels.base import EMPTY, TOMB, At, BinnedKernel, BinnedState, KernelSet, Keys, Requests
 from oram.params import BinnedGeometry, Table
 from oram.schemes.base import Access, Outcome, Reader
+from oram.schemes.hierarchy import RECORD, SCAN_BYTES, SEED, Hierarchy
 from oram.types import I64, U8, U32
 
-_RECORD = struct.Struct("<IQ")  # requests, clock before them
-SCAN_BYTES = 8 << 20  # of slots a round trip
-SEED = 32  # bytes
 
-
-class BinnedORAM:
+class BinnedORAM(Hierarchy[BinnedKernel, BinnedGeometry]):
     """An oblivious array over a hierarchy of tables, without an index.
 
     Cost: an access reads two slots of each table, the newest first, a round trip each, and does its share of the rebuilds under way. A batch of m
@@ -31,35 +27,21 @@ class BinnedORAM:
     Leaks: m, and two uniform slots of each table for each request, independent of the requests.
     """
 
-    shards = 1
     whole = False  # a round is a call
 
     def __init__(self, geometry: BinnedGeometry, region: str, kernels: KernelSet, keys: Keys, hash_key: bytes) -> None:
-        self.geometry, self.region = geometry, region
-        self.capacity, self.block_size, self.max_batch = geometry.N, geometry.B, geometry.max_batch
-        self.max_pages = geometry.max_writes(max(1024, self.max_batch))
-        self._kernel = kernels.binned(geometry, BinnedState.empty(geometry), keys, hash_key)
+        super().__init__(geometry, region, kernels.binned(geometry, BinnedState.empty(geometry), keys, hash_key))
 
     @property
     def state(self) -> BinnedState:
         """The client's arrays."""
         return self._kernel.state
 
-    def regions(self) -> dict[str, RegionShape]:
-        """One region of slots."""
-        return {self.region: RegionShape(self.geometry.slots, self.geometry.slot_size)}
-
-    def requests(self, m: int) -> Requests:
-        """Buffers for a batch of m."""
-        return self._kernel.requests(m)
-
     # --- the access
 
     def access(self, requests: Requests) -> Access:
         """Probe one table after the other, serve, and do the rebuilds' next steps."""
-        again, _ = self._kernel.resume()
-        if again.size:
-            self._kernel.resumed((yield SlotRead(self.region, again)))
+        yield from self._resume()
         clock = self.turn
         self._kernel.begin(requests)
         while (plan := self._kernel.ask()) is not None:
@@ -69,19 +51,11 @@ class BinnedORAM:
         writes = [SlotWrite(self.region, written.slots, written.data)] if written.slots.size else []
         return Outcome(writes, self._record(requests, clock))
 
-    def access_in_place(self, requests: Requests, buffer: Callable[[str], Slots]) -> None:
-        """The same over the backend's own memory."""
-        region = buffer(self.region)
-        again, _ = self._kernel.resume()
-        if again.size:
-            self._kernel.resumed(Slots(region.data[again], region.present[again]))
-        self._kernel.access_in_place(requests, region)
-
     # --- the journal
 
     def record_size(self, requests: Requests) -> int:
         """Bytes of a record: one block a request, whatever the rebuilds do."""
-        return _RECORD.size + SEED + requests.m * (5 + self.block_size)
+        return RECORD.size + SEED + requests.m * (5 + self.block_size)
 
     def _record(self, requests: Requests, clock: int) -> bytes:
         m = requests.m
@@ -91,11 +65,11 @@ class BinnedORAM:
             requests.addresses[:m],
             requests.after[:m],
         ]
-        return _RECORD.pack(m, clock) + b"".join(part.tobytes() for part in parts)
+        return RECORD.pack(m, clock) + b"".join(part.tobytes() for part in parts)
 
     def _parse(self, record: bytes) -> tuple[int, U8, U8, U32, U8]:
-        m, clock = _RECORD.unpack_from(record)
-        at, parts = _RECORD.size, []
+        m, clock = RECORD.unpack_from(record)
+        at, parts = RECORD.size, []
         for dtype, count in (("u1", SEED), ("u1", m), ("<u4", m), ("u1", m * self.block_size)):
             part = np.frombuffer(record, dtype, count, at)
             at += part.nbytes
@@ -107,9 +81,6 @@ class BinnedORAM:
         """The clock and the top buffers."""
         state = self._kernel.state
         return [state.clock, state.page_addr, state.page_data]
-
-    def grow(self, rows: int) -> None:
-        """Nothing grows."""
 
     def replay(self, records: Iterable[bytes]) -> None:
         """Each record says absolute things, so the last word stands."""
@@ -126,12 +97,7 @@ class BinnedORAM:
     def redo(self, record: bytes) -> Requests:
         """The same look-ups and dummies on the state before it, with the values it left behind."""
         _, seed, where, addresses, after = self._parse(record)
-        requests = self.requests(where.size)
-        m = requests.m
-        requests.ops[:m] = np.select([where == At.REPEAT, where == At.NONE], [Op.DUMMY, Op.REMOVE], Op.WRITE)
-        requests.addresses[:m], requests.draws[:m], requests.data[:m] = addresses, 0, after
-        requests.seed[:] = seed
-        return requests
+        return self._again(seed, where, addresses, after)
 
     # --- scan and bulk load
 
@@ -169,25 +135,3 @@ class BinnedORAM:
         np.bitwise_or.at(seen, addr >> 3, (1 << (addr & 7)).astype(np.uint8))
         live = new & (words[at] & TOMB == 0)
         return addr[live], blocks[at[live]]
-
-    def build(self, addresses: I64, blocks: U8) -> Iterator[SlotWrite]:
-        """Place every block in the bottom, and write each of its slots once, in index order."""
-        g = self.geometry
-        addr = addresses.astype(np.uint32)
-        source = self._kernel.build(addr)
-        first, step = g.first_slot(Table(g.L, 0)), max(1, SCAN_BYTES // g.slot_size)
-        for at in range(0, source.size, step):
-            slots = np.arange(at, min(at + step, source.size)) + first
-            yield SlotWrite(self.region, slots, self._kernel.seal_slots(slots, 0, source[slots - first], addr, blocks))
-
-    # --- the stash
-
-    @property
-    def turn(self) -> int:
-        """A number that is another one after each access."""
-        return int(self._kernel.state.clock[0])
-
-    @property
-    def stash_size(self) -> int:
-        """Entries in the stashes of all tables; after an opening, once there was an access. Secret."""
-        return self._kernel.stash_size

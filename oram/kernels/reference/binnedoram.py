@@ -7,16 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from oram.backends.base import Slots
-from oram.errors import OramError, StashOverflowError
+from oram.errors import StashOverflowError
 from oram.kernels.base import (
     AGE_SHIFT,
-    COUNTER_BITS,
     EMPTY,
     TOMB,
     At,
@@ -26,17 +21,15 @@ from oram.kernels.base import (
     Keys,
     Op,
     Requests,
-    TamperedError,
 )
-from oram.kernels.reference.cipher import ReferenceKeys
 from oram.kernels.reference.coins import Coins
 from oram.kernels.reference.cuckoooram import place
+from oram.kernels.reference.hierarchy import Hierarchy
 from oram.params import BinnedGeometry, Table
 from oram.params.binned import LEFT, STASHED, BinnedWork
 from oram.params.cuckoo import STASH, Part
-from oram.types import I64, U8, U32
+from oram.types import I64, U32
 
-SEED = 32  # bytes
 NEWEST = -1  # age of what comes from the top buffer; else it is the level of the input
 Entry = tuple[int, bytes]  # address, with TOMB where it holds no block; and the block
 
@@ -96,31 +89,13 @@ class Piece:
     inputs: list[Entry] = field(default_factory=list)  # what the rebuilds have read, in order
 
 
-class ReferenceBinned:
+class ReferenceBinned(Hierarchy[BinnedState, BinnedGeometry]):
     """The hierarchy. A batch is cut into pieces where the tables that are probed change; in each, a round for each table, the newest first."""
 
     def __init__(self, geometry: BinnedGeometry, state: BinnedState, keys: Keys, hash_key: bytes) -> None:
-        assert isinstance(keys, ReferenceKeys)
-        self._geometry, self._keys, self.state = geometry, keys, state
-        self._prf = Cipher(AES(hash_key), ECB())  # noqa: S305 - a PRF on distinct inputs, no mode of encryption
-        self._requests = Requests(1, geometry.B, SEED)
+        super().__init__(geometry, state, keys, hash_key)
         self._piece: Piece | None = None
         self.forget(cold=False)
-
-    def requests(self, m: int) -> Requests:
-        """The kernel's own request buffers, for a batch of m."""
-        if m > self._requests.capacity:
-            self._requests = Requests(m, self._geometry.B, SEED)
-        self._requests.m = m
-        return self._requests
-
-    @property
-    def _clock(self) -> int:
-        return int(self.state.clock[0])
-
-    @property
-    def _built(self) -> bool:
-        return bool(self.state.clock[1])
 
     # --- hash functions
 
@@ -129,10 +104,7 @@ class ReferenceBinned:
 
         They are 128 bits of a PRF, multiplied high.
         """
-        blocks = np.zeros((addr.size, 4), "<u4")
-        blocks[:, 0], blocks[:, 1] = addr, table.level
-        blocks[:, 2], blocks[:, 3] = table.epoch & 0xFFFFFFFF, table.epoch >> 32
-        words = np.frombuffer(self._prf.encryptor().update(blocks.tobytes()), "<u8").reshape(-1, 2)
+        words = self._words(table, addr)
         shape = self._geometry.levels[table.level]
         m = np.array([shape.cells, shape.m], np.uint64)
         high, low = words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)
@@ -447,46 +419,9 @@ class ReferenceBinned:
 
     # --- sealing
 
-    def _number(self, slot: int, epoch: int) -> int:
-        """What is bound to a sealed slot."""
-        return epoch * self._geometry.slots + slot
-
-    def _sealed(self, slot: int, epoch: int, counter: int, entry: Entry | None) -> U8:
-        word, content = entry or (EMPTY, bytes(self._geometry.B))
-        ref = self._keys.current << COUNTER_BITS | counter
-        sealed = self._keys.seal(self._number(slot, epoch), counter, word.to_bytes(4, "little") + content)
-        return np.frombuffer(ref.to_bytes(8, "little") + sealed, np.uint8)
-
     def _open(self, slots: I64, epochs: I64, sealed: Slots) -> list[Entry]:
         words, blocks = self.open_slots(slots, epochs, sealed)
         return list(zip(words.tolist(), map(bytes, blocks), strict=True))
-
-    def open_slots(self, slots: I64, epochs: I64, sealed: Slots) -> tuple[U32, U8]:
-        """Words and blocks in clear."""
-        words, blocks = np.empty(slots.size, np.uint32), np.empty((slots.size, self._geometry.B), np.uint8)
-        bad = False
-        for i, (slot, epoch) in enumerate(zip(slots.tolist(), epochs.tolist(), strict=True)):
-            row = sealed.data[i].tobytes()
-            try:
-                plain = self._keys.open(self._number(slot, epoch), int.from_bytes(row[:8], "little"), row[8:])
-            except (
-                InvalidTag,
-                OramError,
-            ):  # the reference is the server's word: it may name a generation that never was
-                bad = True
-                continue
-            words[i], blocks[i] = int.from_bytes(plain[:4], "little"), np.frombuffer(plain, np.uint8, offset=4)
-        if bad or not sealed.present.all():
-            raise TamperedError
-        return words, blocks
-
-    def seal_slots(self, slots: I64, epoch: int, source: I64, addr: U32, blocks: U8) -> U8:
-        """Seal given content."""
-        data = np.empty((slots.size, self._geometry.slot_size), np.uint8)
-        first = self._keys.take(slots.size)
-        for i, (slot, k) in enumerate(zip(slots.tolist(), source.tolist(), strict=True)):
-            data[i] = self._sealed(slot, epoch, first + i, None if k < 0 else (int(addr[k]), blocks[k].tobytes()))
-        return data
 
     # --- bulk load
 
