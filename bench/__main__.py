@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import bars, cuckoo, readme, remote, ring
-from bench.measure import Row, machine, seal_4096
+from bench.measure import Row, machine
+from oram.benchmark.counting import seal_4096
 
 BARS = {**bars.BARS, **ring.BARS, **cuckoo.BARS, **remote.BARS}
 

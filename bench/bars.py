@@ -17,8 +17,9 @@ import lmdb
 import numpy as np
 
 import oram
-from bench.measure import Row, best, median, seal_4096
+from bench.measure import Row, best, median
 from oram.backends.base import SlotWrite
+from oram.benchmark.counting import seal_4096
 from oram.kernels.native import floor
 from oram.params import DEFAULT_TREE_TOP, PathGeometry, PathParams
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 import oram
 from oram import kernels
-from oram.kernels.native import floor
+from oram.provenance import provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +48,9 @@ def median(*works: Callable[[], object], rounds: int = 150) -> list[float]:
     return [statistics.median(t) for t in times]
 
 
-def seal_4096(cipher: str) -> float:
-    """Microseconds in which this machine seals and opens 4096 bytes, halved: what figures from elsewhere are scaled by."""
-    run = floor(cipher, np.zeros((64, 4096 + 16), np.uint8))
-    slots = np.arange(64, dtype=np.uint64)
-    return best(lambda: run(slots), rounds=60)[0] / 128 * 1e6
-
-
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "",
-    )
-    return {
-        "cpu": model,
-        "cores": str(os.cpu_count()),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
+    return {name: str(value) for name, value in provenance().items()} | {
         "oram": oram.__version__,
         "kernels": kernels.active().name,
     }

@@ -41,14 +41,15 @@ EVERY_SECOND = {"test_crash.py::test_access", "test_crash.py::test_blocks"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here, turns, left_out = Path(__file__).parent, Counter[str](), list[pytest.Item]()
+    here, turns = Path(__file__).parent, Counter[str]()
+    left_out = dict[pytest.Item, None]()  # in order
     for item in items:
         if item.path.name in EVERY_FIFTH:
             case = item.nodeid.partition("[")[0]
             if turns[case] % STRIDE:
                 item.add_marker(pytest.mark.one_kernel)
             if turns[case] % 2 and case.rpartition("/")[2] in EVERY_SECOND and not os.environ.get("ORAM_THOROUGH"):
-                left_out.append(item)
+                left_out[item] = None
             turns[case] += 1
         place = item.path.relative_to(here).parts
         # Evidence of Cuckoo knows the pairs of the reference kernel, and sees to it that this one runs.
@@ -56,8 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if pinned or {place[0], place[-1]} & ONE_KERNEL:
             item.add_marker(pytest.mark.one_kernel)
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 # The machines open stores, which no deadline in milliseconds fits.

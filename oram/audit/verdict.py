@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from oram.audit.running import ALPHA
 from oram.audit.sides import SCHEMES
 from oram.audit.worlds import BUILT_IN, QUICK, pairs_of
 from oram.backends import MemoryBackend
+from oram.provenance import provenance
 from oram.testing.statistics import LEVEL, Result, changed_everywhere, confirmed, constant_lengths
 from oram.testing.worlds import Pair
 from oram.trace import Event, TraceBackend
@@ -126,7 +126,7 @@ def audit(
         outcome,
         _summary(outcome, checks, controls, missed, unseen),
         _told(target),
-        _provenance(seed),
+        provenance() | {"oram": oram.__version__, "kernels": kernels.active().name, "seed": seed},
         ALPHA,
         tuple(checks),
         tuple(controls),
@@ -280,9 +280,3 @@ def _told(target: Target) -> dict[str, Any]:
     told["params"] = {name: value for name, value in told["params"].items() if value is not None}
     told["watched"] = str(chance.visible(target) or SCHEMES[target.scheme])
     return told
-
-
-def _provenance(seed: int) -> dict[str, Any]:
-    return {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "oram": oram.__version__, "kernels": kernels.active().name, "seed": seed,
-    }  # fmt: skip

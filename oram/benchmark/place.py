@@ -34,7 +34,6 @@ class Place:
     rtt: float
     directory: Path
     port: int = 0  # of the server, or of the slow link before it
-    url: str | None = None  # of a server that the user named
     _count: Iterator[int] = field(default_factory=itertools.count)
 
     def scratch(self) -> Path:

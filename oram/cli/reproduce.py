@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import importlib
 import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +15,12 @@ import typer
 import oram
 from oram.cli import exits
 from oram.cli.exits import InputError
+from oram.cli.output import console, directory, write
 from oram.cli.progress import meter
+from oram.provenance import provenance
 
 __all__ = ["reproduce"]
 
-_WIDTH = 170  # of a table, where the output is no terminal
 _VERDICTS = {True: ("ok", "green"), False: ("OUTSIDE", "bold red"), None: ("", "")}
 
 
@@ -62,7 +59,7 @@ def reproduce(
     if paper not in (*PAPERS, "all"):
         raise InputError(f"no such paper: {', '.join(PAPERS)} or all")
     names = list(PAPERS) if paper == "all" else [paper]
-    _room(output)
+    directory(output)
     findings = []
     with meter("") as bar:
         run = Run(seed=seed, size=Size.QUICK if quick else Size.FULL)
@@ -82,7 +79,7 @@ def reproduce(
         bar.stage("drawing", None)
         drawn = _draw(findings)
     found: dict[str, Any] = {
-        "provenance": _provenance(run.described()),
+        "provenance": run.described() | {"oram": oram.__version__} | provenance(),
         "holds": all(each.holds for each in findings),
         "papers": {
             each.paper: {
@@ -110,25 +107,10 @@ def _list() -> None:
 
     from oram.papers import PAPERS
 
-    console = _console()
+    out = console()
     for paper in PAPERS.values():
-        console.print(Text(paper.name, style="bold"), soft_wrap=True, markup=False, highlight=False)
-        console.print(Text(f"  {paper.citation}\n  {paper.what}"), soft_wrap=True, markup=False, highlight=False)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
-
-
-def _room(output: Path) -> None:
-    """Find out before the work whether its results can be kept."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {output}: {error.strerror}") from None
+        out.print(Text(paper.name, style="bold"), soft_wrap=True, markup=False, highlight=False)
+        out.print(Text(f"  {paper.citation}\n  {paper.what}"), soft_wrap=True, markup=False, highlight=False)
 
 
 def _draw(findings: Sequence[Any]) -> dict[str, bytes] | None:
@@ -147,43 +129,10 @@ def _row(row: Any) -> dict[str, Any]:
     return {**asdict(row), "deviation": row.deviation}
 
 
-def _provenance(run: dict[str, Any]) -> dict[str, Any]:
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        pass
-    return run | {
-        "oram": oram.__version__,
-        "commit": _commit(),
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "numpy": importlib.metadata.version("numpy"),
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": model,
-        "cores": os.cpu_count(),
-    }
-
-
-def _commit() -> str | None:
-    """Of a clone from which this runs."""
-    root = Path(oram.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return asked.stdout.strip()
-
-
 def _write(output: Path, found: dict[str, Any], drawn: dict[str, bytes] | None) -> None:
-    (output / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    write(output / "results.json", json.dumps(found, indent=1) + "\n")
     for name, figure in (drawn or {}).items():
-        (output / f"{name}.svg").write_bytes(figure)
+        write(output / f"{name}.svg", figure)
 
 
 # --- for people
@@ -195,7 +144,7 @@ def _report(findings: Sequence[Any], provenance: dict[str, Any], output: Path, d
 
     from oram.papers import PAPERS
 
-    console = _console()
+    out = console()
     for finding in findings:
         table = Table(title=f"{finding.paper}: {PAPERS[finding.paper].citation}", title_justify="left", pad_edge=False)
         for name in ("what", "measured", "s.e.", "reference", "", "deviation", "tolerance", ""):
@@ -209,24 +158,24 @@ def _report(findings: Sequence[Any], provenance: dict[str, Any], output: Path, d
                 table.add_section()
                 table.add_row(Text(group, style="bold"), "", "", "", "", "", "", "")
             table.add_row(*_cells(row))
-        console.print(table)
-        console.print(_summary(finding), soft_wrap=True, markup=False, highlight=False)
-        console.print()
-    console.print(_sources(findings), soft_wrap=True, markup=False, highlight=False)
+        out.print(table)
+        out.print(_summary(finding), soft_wrap=True, markup=False, highlight=False)
+        out.print()
+    out.print(_sources(findings), soft_wrap=True, markup=False, highlight=False)
     if provenance["kernels"] != "native":
-        console.print(
+        out.print(
             "The native kernels are not in use here, so only small trees were simulated: see oram doctor.",
             soft_wrap=True,
         )
     where = f"{output / 'results.json'}" + "".join(f", {output / name}.svg" for name in drawn or {})
-    console.print(
+    out.print(
         f"Seed {provenance['seed']}, size {provenance['size']}. Kept: {where}",
         soft_wrap=True,
         markup=False,
         highlight=False,
     )
     if drawn is None:
-        console.print(
+        out.print(
             "No figures: they need matplotlib, pip install 'oram[report]'.",
             soft_wrap=True,
             markup=False,
