@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import dataclasses
 import re
 import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from oram.backends.lmdb import LMDBStateFile
 from oram.backends.redis.link import Link
 from oram.backends.redis.wire import pack
 from oram.errors import BackendAccessError, BackendError, ParameterError
+from oram.testing.scratch import ScratchNames
 from oram.testing.serverlog import parse
 from oram.trace import Event, TraceBackend
 
@@ -41,18 +42,13 @@ class Listener:
 
     def __init__(self, url: str) -> None:
         self._options = RedisOptions.from_url(url)
+        self.names = ScratchNames(self._options, "audit")
         if len(self._options.addresses) > 1:
             raise ParameterError("name one node of the cluster: MONITOR shows what that one is told")
 
-    @property
-    def prefix(self) -> str:
-        """Of the names of scratch stores: as the URL has it, so that a user who may use names that begin so may audit."""
-        return self._options.name[:30]
-
-    def backend(self, name: str, state: Path | None = None) -> RedisBackend:
-        """A backend under this name on the same server. state: a directory for client state that a trace can watch being written."""
-        options = dataclasses.replace(self._options, name=name)
-        return RedisBackend(options) if state is None else _Kept(options, state)
+    def backend(self, state: Path | None = None) -> RedisBackend:
+        """A backend under a new name on the same server. state: a directory for client state that a trace can watch being written."""
+        return self.names.open(RedisBackend if state is None else partial(_Kept, state=state))
 
     @contextmanager
     def look(self, trace: TraceBackend) -> Iterator[list[Event]]:

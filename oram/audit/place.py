@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ import oram
 from oram.audit.leaks import Leak
 from oram.backends import LMDBBackend, MemoryBackend
 from oram.backends.url import SERVERS
-from oram.errors import BackendWarning, OramError, ParameterError
+from oram.errors import ParameterError
 from oram.params import (
     IN_MEMORY,
     CuckooParams,
@@ -135,7 +133,6 @@ class Scratch:
         self.target, self._directory, self._leak, self._count = target, directory, leak, 0
         self.joint, self.remote = target.kind != "redis", target.kind == "redis"
         self.look: Look = own_trace
-        self._names: list[str] = []
         self._made: list[TraceBackend] = []
         self._server: Any = None
         if target.kind == "redis":
@@ -156,10 +153,7 @@ class Scratch:
         with oram.create(MemoryBackend(), **self.target.options()) as store:
             info = store.info()
         levels, size = int(info["L"]) + 1 - int(info["T"]), simulator(info).slot_size
-        with (
-            warnings.catch_warnings(action="ignore", category=BackendWarning),
-            self._server.backend(self._server.prefix) as backend,
-        ):
+        with self._server.backend() as backend:
             pays = backend.fold_pays(levels, size)
         self.target = dataclasses.replace(self.target, params=dataclasses.replace(params, xor=pays))
 
@@ -172,10 +166,7 @@ class Scratch:
         elif self.target.kind == "lmdb":
             trace = TraceBackend(LMDBBackend(self._directory / f"{self._count}", sync=False))
         else:
-            name = f"{self._server.prefix}-audit-{secrets.token_hex(8)}"
-            self._names.append(name)
-            with warnings.catch_warnings(action="ignore", category=BackendWarning):
-                trace = TraceBackend(self._server.backend(name, self._directory / f"{self._count}"))
+            trace = TraceBackend(self._server.backend(self._directory / f"{self._count}"))
         self._made.append(trace)
         return (oram.create if self._leak is None else self._leak.create)(trace, **options), trace
 
@@ -184,22 +175,10 @@ class Scratch:
         for trace in self._made:
             with suppress(Exception):  # closed before, or amid an access that was interrupted
                 trace.inner.close()
-        for name in self._names:
-            try:
-                with (
-                    warnings.catch_warnings(action="ignore", category=BackendWarning),
-                    self._server.backend(name) as backend,
-                ):
-                    backend.erase()
-            except OramError:
-                warnings.warn(
-                    f"not all of the audit was removed: see the server's keys {{{name}}}:*",
-                    BackendWarning,
-                    stacklevel=2,
-                )
+        if self._server is not None:
+            self._server.names.erase()
         for path in self._directory.iterdir():
             shutil.rmtree(path, ignore_errors=True)
-        self._names.clear()
         self._made.clear()
 
 

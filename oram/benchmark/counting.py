@@ -6,20 +6,21 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 import oram
 from oram import kernels
-from oram.backends import MemoryBackend
+from oram.backends import Backend, MemoryBackend, RegionShape
 from oram.benchmark.workload import key_of
 from oram.errors import ParameterError
 from oram.params import SCHEMES
 from oram.testing.remote import RemoteBackend
 from oram.trace import TraceBackend
 
-__all__ = ["KINDS", "blowup", "kinds", "layers", "seal_4096", "stash"]
+__all__ = ["KINDS", "LAYERS", "blowup", "kinds", "layers", "seal_4096", "stash"]
 
 _KEY = bytes(32)
 
@@ -156,10 +157,23 @@ def seal_4096(cipher: str) -> float:
     return best / 128 * 1e6
 
 
-def layers(N: int, B: int, cipher: str, scratch: Callable[[], Any], rounds: int) -> list[dict[str, Any]]:
-    """What each layer of safety costs, by a Path store of the same shape with more and more of it, on disk; the rows take turns.
+#: What each layer adds, in their order; the differences between neighbours are what it costs.
+LAYERS = {
+    "plain": "LMDB by itself, not synced: a put is a record",
+    "encrypted": "and the record sealed: hides contents, not which record",
+    "moved": "a path read and written in place of a record: what hiding which one costs before anything else",
+    "sealed": "and each slot of it opened and sealed, all but the references of its children: encryption of contents",
+    "fresh": "and these references, which let no old slot open: freshness, by itself",
+    "none": "and Path ORAM's own work, with durability none: position map, stash, eviction, keys",
+    "process": "and a journal (process): an acknowledged write survives the process, and recovery leaks nothing",
+    "sync": "and synced (sync): it survives a loss of power",
+}
 
-    The first row is the floor: opening and sealing the slots of a path, and nothing else.
+
+def layers(N: int, B: int, cipher: str, scratch: Callable[[], Any], rounds: int) -> list[dict[str, Any]]:
+    """What each layer of safety costs: microseconds of a put, on disk, with more and more of ``LAYERS``; the rows take turns.
+
+    Path ORAM, and three rows that move its paths and do nothing else. Without the native kernels those that seal paths are not there.
     """
     from oram.benchmark.place import Place
     from oram.benchmark.subject import BASELINES, Case
@@ -167,54 +181,65 @@ def layers(N: int, B: int, cipher: str, scratch: Callable[[], Any], rounds: int)
     place = Place("lmdb", 0.0, scratch())
     case = Case(N, N // 2, B, cipher, place)
     items = [(key_of(i), b"v") for i in range(N // 2)]
-    works: dict[str, tuple[str, Callable[[int], object]]] = {}
-    close: list[Callable[[], object]] = []
-    plain = BASELINES["plain-lmdb"].open(case)
-    plain.load(items)
-    close.append(plain.close)
-    works["plain"] = ("LMDB by itself, no sync", lambda i: plain.put_many([items[i % len(items)]]))
-    sealed = BASELINES["encrypted"].open(case)
-    sealed.load(items)
-    close.append(sealed.close)
-    works["encrypted"] = (
-        "and each record sealed (hides contents, not access)",
-        lambda i: sealed.put_many([items[i % len(items)]]),
-    )
-    stores = {}
-    for durability in ("none", "process", "sync"):
-        store = oram.create(
-            f"lmdb:{scratch() / durability}", key=_KEY, capacity=N, block_size=B, scheme="path", tree_top=0, cipher=cipher,
-            items=items, durability=durability,
-        )  # fmt: skip
-        close.append(store.close)
-        stores[durability] = store
-    if kernels.active().name == "native":
-        from oram.kernels.native import floor
-
-        g: Any = stores["none"]._shape.geometry
-        run = floor(cipher, np.zeros((g.slots, g.slot_size), np.uint8))
-        random = np.random.default_rng(1)
-        paths = []
-        for leaf in random.integers(0, g.leaves, 64).tolist():
-            rows = [first + (leaf >> (g.L - g.root_level(j))) for j, first in enumerate(g.offsets[:-1])]
-            paths.append(np.array(rows, np.uint64))
-        works["cipher"] = ("opening and sealing the slots of a path, and nothing else", lambda i: run(paths[i % 64]))
-    says = {
-        "none": "Path ORAM with freshness, no journal (durability none): hides access",
-        "process": "and a journal (process): an acknowledged write survives the process, and recovery leaks nothing",
-        "sync": "and synced (sync): it survives a loss of power",
-    }
-    for durability, text in says.items():
-        works[durability] = (text, lambda i, store=stores[durability]: store.put(*items[i % len(items)]))  # type: ignore[misc]
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for i in range(rounds):
-        for name, (_, work) in works.items():
-            begin = time.perf_counter()
-            work(i)
-            times[name].append(1e6 * (time.perf_counter() - begin))
-    for each in close:
-        each()
+    works: dict[str, Callable[[int], object]] = {}
+    with ExitStack() as stack:
+        for name, baseline in (("plain", "plain-lmdb"), ("encrypted", "encrypted")):
+            session = BASELINES[baseline].open(case)
+            stack.callback(session.close)
+            session.load(items)
+            works[name] = lambda i, session=session: session.put_many([items[i % len(items)]])  # type: ignore[misc]
+        for name in ("none", "process", "sync"):
+            store = oram.create(
+                f"lmdb:{scratch() / name}", key=_KEY, capacity=N, block_size=B, scheme="path", tree_top=0, cipher=cipher,
+                items=items, durability=name,
+            )  # fmt: skip
+            stack.callback(store.close)
+            works[name] = lambda i, store=store: store.put(*items[i % len(items)])  # type: ignore[misc]
+        g: Any = store._shape.geometry
+        sealed: dict[str, int] = {"moved": 0}  # bytes that are opened and sealed of each slot
+        if kernels.active().name == "native":
+            sealed |= {"sealed": g.slot_size - (8 << g.h), "fresh": g.slot_size}
+        for name, size in sealed.items():
+            backend, _ = place.backend()
+            stack.callback(backend.close)
+            works[name] = _paths(backend, g, cipher, size)
+        times: dict[str, list[float]] = {name: [] for name in LAYERS if name in works}
+        order, names = np.random.default_rng(1), list(times)
+        for i in range(rounds):
+            for k in order.permutation(len(names)).tolist():  # what ran before leaves its traces in caches
+                begin = time.perf_counter()
+                works[names[k]](i)
+                times[names[k]].append(1e6 * (time.perf_counter() - begin))
     return [
-        {"layer": name, "says": works[name][0], "N": N, "block_size": B, "cipher": cipher, "rounds": rounds, "microseconds": statistics.median(spent)}
+        {
+            "layer": name, "says": LAYERS[name], "N": N, "block_size": B, "cipher": cipher, "rounds": rounds,
+            **dict(zip(("lower_quartile", "microseconds", "upper_quartile"), statistics.quantiles(spent, n=4), strict=True)),
+        }
         for name, spent in times.items()
     ]  # fmt: skip
+
+
+def _paths(backend: Backend, g: Any, cipher: str, size: int) -> Callable[[int], None]:
+    """Reads and writes paths of a Path store's tree, and opens and seals so many bytes of each slot, if any."""
+    backend.allocate("slots", RegionShape(g.slots, g.slot_size))
+    for first in range(0, g.slots, 1024):
+        slots = np.arange(first, min(first + 1024, g.slots))
+        backend.write("slots", slots, np.zeros((len(slots), g.slot_size), np.uint8))
+    levels = list(zip(g.offsets, map(g.root_level, range(g.layers)), strict=False))
+    leaves = np.random.default_rng(1).integers(0, 1 << g.L, 1024).tolist()
+    paths = [np.array([start + (leaf >> (g.L - level)) for start, level in levels]) for leaf in leaves]
+    every = np.arange(g.layers, dtype=np.uint64)
+    work: Callable[[Any], None] | None = None
+    if size:
+        from oram.kernels.native import floor
+
+        work = floor(cipher, np.zeros((g.layers, size), np.uint8))
+
+    def access(i: int) -> None:
+        slots = paths[i % len(paths)]
+        found = backend.read("slots", slots).data
+        if work is not None:
+            work(every)
+        backend.write("slots", slots, found)
+
+    return access

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from oram.benchmark.place import BACKENDS
+from oram.benchmark.place import BACKENDS, check_server
 from oram.benchmark.subject import subjects
 from oram.benchmark.workload import WORKLOADS
 from oram.errors import ParameterError
@@ -20,12 +20,14 @@ CIPHERS = ("aes-256-gcm", "aegis-256")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Each combination is measured: subjects x backends x ciphers x capacities x block_sizes x batches x rtts x workloads.
+    """Subjects on each of the backends, with one setting after the other varied: its values, with the first of all others but for the largest capacity.
 
-    subjects: names of schemes, baselines or what others bring. backends: "memory", "lmdb", "redis" (a server of its own).
+    subjects: names of schemes, baselines or what others bring. backends: "memory", "lmdb", "redis" (a server of its own), or the URL of a server, as
+    ``RedisOptions.from_url`` takes it: scratch stores lie there under random names that begin as the one in the URL, and are erased.
     capacities: blocks N; half of them are records when a run begins. block_sizes: bytes.
     batches: requests of a call. rtts: milliseconds of a round trip added, where the backend is not "lmdb".
     workloads: names of YCSB's, or paths of traces. seconds: for each subject in each combination. seed: of what is asked for.
+    product: whether to measure all combinations, capacities x block_sizes x batches x rtts x workloads x ciphers.
 
     ParameterError with all problems together.
     """
@@ -50,6 +52,7 @@ class Plan:
     workloads: tuple[str, ...] = ("A",)
     seconds: float = 2.0
     seed: int = 1
+    product: bool = False
 
     def __post_init__(self) -> None:
         problems = [f"{each.name} must not be empty" for each in fields(self) if getattr(self, each.name) == ()]
@@ -57,7 +60,16 @@ class Plan:
         problems += [
             f"no subject {name!r}: there are {', '.join(known)}" for name in self.subjects if name not in known
         ]
-        problems += [f"no backend {name!r}: {', '.join(BACKENDS)}" for name in self.backends if name not in BACKENDS]
+        for name in self.backends:
+            if name in BACKENDS:
+                continue
+            if "://" not in name:
+                problems.append(f"no backend {name!r}: {', '.join(BACKENDS)}, or the URL of a server")
+                continue
+            try:
+                check_server(name)
+            except ParameterError as error:
+                problems.append(str(error))
         problems += [f"no cipher {name!r}: {', '.join(CIPHERS)}" for name in self.ciphers if name not in CIPHERS]
         problems += [
             f"no workload {name!r}: {', '.join(WORKLOADS)}, or the path of a trace"
@@ -90,7 +102,7 @@ class Plan:
             else:
                 kind, listed = type(found[name]), [value]
             allowed = (int, float) if kind is float else (kind,)
-            if not all(isinstance(each, allowed) and not isinstance(each, bool) for each in listed):
+            if not all(isinstance(each, allowed) and isinstance(each, bool) == (kind is bool) for each in listed):
                 raise ParameterError(f"{name} must be of {kind.__name__}")
             found[name] = tuple(map(kind, listed)) if isinstance(found[name], tuple) else kind(value)
         return cls(**found)

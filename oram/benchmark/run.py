@@ -18,7 +18,7 @@ import numpy as np
 import oram
 from oram import kernels
 from oram.benchmark import counting
-from oram.benchmark.place import Place, PlaceMissingError, places
+from oram.benchmark.place import Place, PlaceMissingError, kind_of, places
 from oram.benchmark.plan import Plan
 from oram.benchmark.subject import Case, Session, Subject, SubjectMissingError, named
 from oram.benchmark.workload import SCAN, WORKLOADS, Request, key_of, read_trace
@@ -165,6 +165,7 @@ def _compare(
     finally:
         for each in running:
             each.session.close()
+        case.place.clear()
 
 
 @dataclass
@@ -219,24 +220,22 @@ def _told(row: Row) -> str:
 
 
 def _combinations(plan: Plan) -> list[Row]:
-    """One setting at a time is varied, from the first of each but for the largest N: all of them together would take days."""
-    base = {
-        "N": plan.capacities[-1], "block_size": plan.block_sizes[0], "batch": plan.batches[0], "rtt": plan.rtts[0],
-        "workload": plan.workloads[0], "cipher": plan.ciphers[0],
-    }  # fmt: skip
-    varied = {
+    """One setting at a time is varied, from the first of each but for the largest N; or all of them together, which can take days."""
+    settings: dict[str, tuple[Any, ...]] = {
         "N": plan.capacities, "block_size": plan.block_sizes, "batch": plan.batches, "rtt": plan.rtts,
         "workload": plan.workloads, "cipher": plan.ciphers,
     }  # fmt: skip
+    if plan.product:
+        chosen = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
+    else:
+        base = {name: values[-1 if name == "N" else 0] for name, values in settings.items()}
+        chosen = [{**base, name: value} for name, values in settings.items() for value in values]
     rows: list[Row] = []
     for backend in plan.backends:
-        for name, values in varied.items():
-            for value in values:
-                row = {"backend": backend, **base, name: value}
-                if row["rtt"] and backend == "lmdb":
-                    continue
-                if row not in rows:
-                    rows.append(row)
+        for each in chosen:
+            row = {"backend": backend, **each}
+            if row not in rows and not (row["rtt"] and backend == "lmdb"):
+                rows.append(row)
     return rows
 
 
@@ -264,6 +263,13 @@ def measure(
         progress(what, steps, done)
         done += 1
 
+    for backend in plan.backends:
+        if kind_of(backend) == "redis":
+            try:
+                with places(backend, 0.0, directory) as place:  # now, and not after some minutes
+                    results.provenance[f"server, {backend}"] = place.software()
+            except PlaceMissingError as error:
+                results.skip(backend, str(error))
     with places("lmdb", 0.0, directory) as scratch:
         B = plan.block_sizes[0]
         for scheme in schemes:
@@ -283,6 +289,8 @@ def measure(
         results.layers = counting.layers(
             min(plan.capacities[-1], 1 << 14), B, plan.ciphers[0], scratch.scratch, 60 if plan.seconds < 1 else 400
         )
+        if len(results.layers) < len(counting.LAYERS):
+            results.skip("the layers of sealed paths", "the native kernels are not active here")
     for (backend, rtt), group in itertools.groupby(rows, key=lambda row: (row["backend"], row["rtt"])):
         listed = list(group)
         try:
@@ -292,7 +300,7 @@ def measure(
                     _one(found, row, place, plan, results)
         except PlaceMissingError as error:
             done += len(listed)
-            results.skip(backend, str(error))
+            results.skip(f"{backend}, {rtt:g} ms of round trip added" if rtt else backend, str(error))
     results.complete = True
     keep(results)
     return results
@@ -301,7 +309,7 @@ def measure(
 def _one(found: list[Subject], row: Row, place: Place, plan: Plan, results: Results) -> None:
     case = Case(row["N"], row["N"] // 2, row["block_size"], row["cipher"], place)
     first = row["cipher"] == plan.ciphers[0]
-    fit = [s for s in found if row["backend"] in s.backends and (s.ciphers or first)]
+    fit = [s for s in found if place.kind in s.backends and (s.ciphers or first)]
     if row["rtt"]:
         fit = [s for s in fit if s.name not in ("dict", "pyoram")]  # which are nowhere but here
     if row["N"] > 4096:

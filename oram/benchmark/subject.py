@@ -24,8 +24,7 @@ __all__ = ["BASELINES", "GROUP", "Case", "Session", "Subject", "SubjectMissingEr
 
 GROUP = "oram.benchmark.subjects"
 
-#: Bytes that a record needs beside its key of 12 bytes and its value.
-_KEY = 12
+_MANY = 1000  # keys a command where nobody measures
 
 
 class SubjectMissingError(Exception):
@@ -67,7 +66,9 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A kind of store. says: what it hides and how, for the report. backends: where it runs. ciphers: whether the cipher makes a difference."""
+    """A kind of store. says: what it hides and how, for the report. backends: kinds of place where it runs, "memory", "lmdb" or "redis". ciphers: whether
+    the cipher makes a difference.
+    """
 
     name: str
     says: str
@@ -189,29 +190,31 @@ class _Redis:
     """One MGET or MSET a batch."""
 
     def __init__(self, case: Case) -> None:
-        import redis
-
-        self._client = redis.Redis(port=case.place.port, db=1)  # beside the stores
-        self._client.flushdb()
+        self._client, self._prefix = case.place.client()
+        self._known: set[bytes] = set()
 
     def load(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        for first in range(0, len(items), 1000):
-            self.put_many(items[first : first + 1000])
+        for first in range(0, len(items), _MANY):
+            self.put_many(items[first : first + _MANY])
 
     def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        found: Any = self._client.mget(list(keys))
+        found: Any = self._client.mget([self._prefix + key for key in keys])
         return list(found)
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        self._client.mset(dict(items))
+        self._client.mset({self._prefix + key: value for key, value in items})
+        self._known.update(key for key, _ in items)
 
     def delete_many(self, keys: Sequence[bytes]) -> None:
-        self._client.delete(*keys)
+        self._client.delete(*(self._prefix + key for key in keys))
 
     def client_bytes(self) -> None:
         return None
 
     def close(self) -> None:
+        known = list(self._known)
+        for first in range(0, len(known), _MANY):
+            self._client.unlink(*(self._prefix + key for key in known[first : first + _MANY]))
         self._client.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,10 @@ __all__ = ["bench"]
 _MISSING = "the page needs the extra report: pip install 'oram[report]'"
 
 
+#: A comma between two places, and not between two nodes of a cluster.
+_NEXT = re.compile(r",(?=\s*(?:(?:memory|lmdb|redis)\s*(?:,|$)|\w+://))")
+
+
 def _many(help: str) -> Any:
     return typer.Option(help=f"{help} Several, separated by commas.", show_default="as the plan says")
 
@@ -27,7 +32,10 @@ def bench(
             "Schemes, baselines (dict, plain-lmdb, plain-redis, encrypted, pyoram), and those of installed packages."
         ),
     ] = None,
-    backends: Annotated[str | None, _many("memory, lmdb, redis (a server of its own, started here).")] = None,
+    backends: Annotated[
+        str | None,
+        _many("memory, lmdb, redis (a server of its own, started here), or the URL of a server, where nothing stays."),
+    ] = None,
     ciphers: Annotated[str | None, _many("aes-256-gcm, aegis-256.")] = None,
     capacities: Annotated[str | None, _many("Blocks; half of them are records when a run begins.")] = None,
     block_sizes: Annotated[str | None, _many("Bytes of a block.")] = None,
@@ -38,6 +46,10 @@ def bench(
         float | None, typer.Option(help="For each subject in each comparison.", show_default="2")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of what is asked for.", show_default="1")] = None,
+    product: Annotated[
+        bool | None,
+        typer.Option("--all-combinations", help="Of the settings' values, in place of one setting at a time."),
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="The same settings in TOML; flags come on top.")
     ] = None,
@@ -61,7 +73,7 @@ def bench(
 ) -> int:
     """Compare oblivious stores, with one another and with stores that hide less.
 
-    From each setting's values one is varied at a time; the largest capacity and the first of all others are the rest.
+    One setting at a time is varied; the largest capacity and the first value of all others are the rest.
     What was measured is kept when a run is interrupted.
     """  # fmt: skip
     from oram.benchmark.plan import QUICK, Plan
@@ -82,9 +94,9 @@ def bench(
     if plan is not None:
         chosen = Plan.from_toml(plan, chosen)
     given = {
-        "subjects": _split(subjects), "backends": _split(backends), "ciphers": _split(ciphers), "workloads": _split(workloads),
+        "subjects": _split(subjects), "backends": _places(backends), "ciphers": _split(ciphers), "workloads": _split(workloads),
         "capacities": _numbers(capacities, int), "block_sizes": _numbers(block_sizes, int), "batches": _numbers(batches, int),
-        "rtts": _numbers(rtts, float), "seconds": seconds, "seed": seed,
+        "rtts": _numbers(rtts, float), "seconds": seconds, "seed": seed, "product": product,
     }  # fmt: skip
     chosen = Plan.of({name: value for name, value in given.items() if value is not None}, chosen)
     kept: list[Results] = []
@@ -110,6 +122,10 @@ def bench(
 
 def _split(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _places(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in _NEXT.split(text) if word.strip())
 
 
 def _numbers(text: str | None, kind: Any) -> tuple[Any, ...] | None:

@@ -31,7 +31,7 @@ _HURRY = 60e-6  # a sleep takes about this much longer than asked for
 
 
 class Proxy:
-    """Forwards connections to ``port`` of 127.0.0.1 from ``self.port``, as a context manager.
+    """Forwards connections to ``port`` of ``host`` from ``self.port`` of 127.0.0.1, as a context manager.
 
     rtt: seconds of a round trip, half of it in each direction; to be changed at any time.
     rate: bytes a second in each direction, or None.
@@ -39,11 +39,11 @@ class Proxy:
     A fault is ordered by ``cut`` and happens once, to the connection that gets there first; ``fired`` is set then.
     """
 
-    def __init__(self, port: int, *, rtt: float = 0.0, rate: float | None = None) -> None:
+    def __init__(self, port: int, *, host: str = "127.0.0.1", rtt: float = 0.0, rate: float | None = None) -> None:
         self.rtt, self.rate = rtt, rate
         self.connections = 0
         self.fired = threading.Event()
-        self._target = port
+        self._host, self._target = host, port
         self._lock = threading.Lock()
         self._fault: _Fault | None = None
         self._open: list[_Connection] = []
@@ -112,7 +112,7 @@ class Proxy:
             except OSError:
                 return
             try:
-                server = socket.create_connection(("127.0.0.1", self._target), timeout=10)
+                server = socket.create_connection((self._host, self._target), timeout=10)
             except OSError:
                 _reset(client)
                 continue

@@ -7,19 +7,22 @@ import importlib.metadata
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from oram import kernels
 from oram.benchmark import GROUP, WORKLOADS, Plan, Recorder, Request, Results, measure, read_trace
+from oram.benchmark.counting import LAYERS
 from oram.benchmark.plan import QUICK
-from oram.benchmark.subject import Case, Subject, subjects
+from oram.benchmark.subject import BASELINES, Case, Subject, subjects
 from oram.benchmark.workload import SCAN
 from oram.cli import main
-from oram.errors import ParameterError
+from oram.errors import BackendUnavailableError, ParameterError
+from oram.testing.servers import free_port, redis_server
 
 SMALL: dict[str, Any] = {
     "subjects": ("path", "ring", "cuckoo", "linear", "dict", "plain-lmdb", "encrypted", "pyoram"), "backends": ("memory", "lmdb"),
@@ -204,6 +207,118 @@ def test_a_subject_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {(row["subject"], row["client_bytes"]) for row in rows} == {("own", 7)}
 
 
+# A server that somebody has
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    pytest.importorskip("redis")
+    with redis_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def keys_at(url: str) -> set[bytes]:
+    import redis
+
+    with redis.Redis.from_url(url.partition("?")[0]) as client:
+        return set(client.keys())
+
+
+ON_SERVER: dict[str, Any] = {
+    **SMALL, "subjects": ("path", "cuckoo", "plain-redis", "encrypted"), "capacities": (64,), "rtts": (0.0, 2.0),
+}  # fmt: skip
+
+
+def test_on_a_server_that_is_named_nothing_stays(server: Any) -> None:
+    import redis
+
+    url = server.url("mine", db=1)
+    with redis.Redis.from_url(url.partition("?")[0]) as client:
+        client.mset({"mine": "1", "{mine}:header": "2"})
+    results = measure(Plan.of({**ON_SERVER, "backends": (url,)}, QUICK))
+    assert keys_at(url) == {b"mine", b"{mine}:header"}
+    assert {row["subject"] for row in results.compared} == {"path", "cuckoo", "plain-redis", "encrypted"}
+    assert {row["backend"] for row in results.compared} == {url}
+    assert all(row["p50"] >= 2 for row in results.compared if row["rtt"])
+    assert not results.skipped
+    assert re.match(r"(redis|valkey) \d", results.provenance[f"server, {url}"])
+
+
+def test_nothing_stays_when_it_is_interrupted(server: Any) -> None:
+    url, seen = server.url("mine", db=2), list[set[bytes]]()
+
+    def progress(what: str, steps: int, done: int) -> None:
+        if "batch=8" in what:
+            raise KeyboardInterrupt
+
+    def interrupts(_: Case) -> Any:
+        """While others have stores on the server."""
+        seen.append(keys_at(url))
+        raise KeyboardInterrupt
+
+    plan = Plan.of({**ON_SERVER, "subjects": ("path",), "backends": (url,)}, QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        measure(plan, progress=progress)
+    assert keys_at(url) == set()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(BASELINES, "plain-redis", Subject("plain-redis", "", ("redis",), interrupts))
+        measure(Plan.of({"subjects": ("path", "plain-redis")}, plan))
+    assert seen[0]
+    assert keys_at(url) == set()
+
+
+def test_what_cannot_be_put_before_a_server_is_skipped_and_said(tmp_path: Path) -> None:
+    pytest.importorskip("redis")
+    with redis_server(tmp_path / "s", unix=True) as running:
+        results = measure(Plan.of({**ON_SERVER, "subjects": ("path",), "backends": (running.url(),)}, QUICK))
+    assert {row["rtt"] for row in results.compared} == {0.0}
+    assert ["a round trip is added" in row["why"] for row in results.skipped] == [True]
+
+
+def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("redis")
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    told: list[str] = []
+    with pytest.raises(BackendUnavailableError):
+        measure(Plan.of({**ON_SERVER, "backends": (url,)}, QUICK), progress=lambda what, *_: told.append(what))
+    assert not told
+    for bad in ("redis://user:secret@host/0", "redis://host/x", "tape"):
+        with pytest.raises(ParameterError) as caught:
+            Plan(backends=(bad,))
+        assert "secret" not in str(caught.value)
+
+
+# All combinations
+
+
+def test_all_combinations(results: Results) -> None:
+    told = {
+        "subjects": ("dict",),
+        "backends": ("memory",),
+        "capacities": (64, 128),
+        "batches": (1, 8, 16),
+        "rtts": (0.0,),
+    }
+    for product, rows in (
+        (False, {(128, 1), (64, 1), (128, 8), (128, 16)}),
+        (True, {(n, m) for n in (64, 128) for m in (1, 8, 16)}),
+    ):
+        found = measure(Plan.of({**told, "seconds": 0.01, "product": product}, QUICK)).compared
+        assert len(found) == len(rows)
+        assert {(row["N"], row["batch"]) for row in found} == rows
+
+
+# Layers of safety
+
+
+def test_each_layer_has_a_row_of_its_own(results: Results) -> None:
+    names = [row["layer"] for row in results.layers]
+    sealed = {"sealed", "fresh"} if kernels.active().name == "native" else set()
+    assert names == [name for name in LAYERS if name in sealed or name not in ("sealed", "fresh")]
+    for row in results.layers:
+        assert 0 < row["lower_quartile"] <= row["microseconds"] <= row["upper_quartile"]
+
+
 # The page
 
 
@@ -253,3 +368,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["bench", "--report", str(tmp_path / "other.json"), "-o", out]) == 2
     assert main(["bench", "--subjects", "nobody", "-o", out]) == 2
     assert main(["bench", "--batches", "many", "-o", out]) == 2
+    assert main(["bench", "--backends", "memory,tape", "-o", out]) == 2
+
+
+def test_places_are_separated_by_commas_and_so_are_nodes() -> None:
+    from oram.cli.bench import _places
+
+    told = "memory, redis://a:1,b:2/0?name=x,lmdb,unix:///s,redis"
+    assert _places(told) == ("memory", "redis://a:1,b:2/0?name=x", "lmdb", "unix:///s", "redis")
+    assert _places("redis://a,redis") == ("redis://a", "redis")
