@@ -28,8 +28,16 @@ from oram.record import OVERHEAD
 
 __all__ = ["describe", "examine", "look", "report", "rows"]
 
-_PACKAGES = ("cffi", "cryptography", "lmdb", "numpy", "pyaegis", "rich", "typer")
-_REDIS = ("redis", "hiredis")  # the extra
+_PACKAGES = ("cffi", "cryptography", "lmdb", "numpy", "rich", "typer")
+#: Extras: what they are for, and their packages.
+_EXTRAS = {
+    "redis": ("stores on a Redis or Valkey server", ("redis", "hiredis")),
+    "aegis": ("the cipher aegis-256", ("pyaegis",)),
+    "audit": ("oram audit", ("scipy",)),
+    "dashboard": ("oram watch", ("scipy", "sse-starlette", "starlette", "uvicorn")),
+    "report": ("the page of oram bench, the figures of oram reproduce", ("matplotlib", "scipy")),
+    "testing": ("tests of schemes and backends of your own", ("hypothesis", "pytest", "scipy")),
+}
 _NOTHING = "Nothing to improve."
 _PAGE = 4096  # bytes sealed at a time when a cipher is measured
 _PAGES = 128
@@ -128,7 +136,7 @@ def examine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "lmdb_library": _lmdb_library(),
-        "redis": {name: _version(name) for name in _REDIS},
+        "extras": {extra: {name: _version(name) for name in packages} for extra, (_, packages) in _EXTRAS.items()},
         "openssl": _openssl(),
         "kernels": {"active": active, "native": _native(), "problem": trouble},
         "aes_hardware": _aes_hardware(),
@@ -247,7 +255,7 @@ def _advice(found: dict[str, Any]) -> list[str]:
     gcm, aegis = (ciphers.get(name, {}) for name in kernels.CIPHERS)
     if ciphers and not aegis["available"]:
         advice.append(
-            "A faster cipher, aegis-256, is optional: pip install pyaegis, then oram create --cipher aegis-256."
+            "A faster cipher, aegis-256, is optional: pip install 'oram[aegis]', then oram create --cipher aegis-256."
         )
     elif ciphers and gcm["available"]:
         factor = gcm["seal_us"] / aegis["seal_us"]
@@ -281,7 +289,7 @@ def report(found: dict[str, Any]) -> str:
         ("python", f"{found['python']} on {found['platform']}, {found['cores']} cores"),
         ("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())),
         ("lmdb library", found["lmdb_library"] or "missing"),
-        ("redis extra", _extra(found["redis"])),
+        *((f"extra {extra}", _extra(extra, versions)) for extra, versions in found["extras"].items()),
         ("openssl", found["openssl"] or "unknown"),
         ("native kernels", found["kernels"]["native"]),
         ("active kernels", found["kernels"]["active"] or found["kernels"]["problem"]),
@@ -296,12 +304,12 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *found["advice"]])
 
 
-def _extra(versions: dict[str, str | None]) -> str:
+def _extra(extra: str, versions: dict[str, str | None]) -> str:
     """The packages of an extra, or how to get them."""
     have = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
     if None not in versions.values():
         return f"installed: {have}"
-    return f"not installed ({have}); for stores on a Redis or Valkey server: pip install 'oram[redis]'"
+    return f"not installed ({have}); for {_EXTRAS[extra][0]}: pip install 'oram[{extra}]'"
 
 
 def _listed(server: dict[str, Any]) -> str:

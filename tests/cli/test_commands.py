@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 
 import oram as library
 from oram import kernels
+from oram.cli.doctor import _EXTRAS
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = bytes(range(32))  # of the fixtures
 Oram = Callable[..., Any]
 
@@ -322,6 +326,16 @@ def test_doctor(oram: Oram, store: Path) -> None:
     text = oram("doctor").text
     assert "active kernels" in text
     assert "store  " not in text
+
+
+def test_doctor_knows_the_extras() -> None:
+    """Those for users, each with the packages that pyproject.toml names."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    known = {extra: set(packages) for extra, (_, packages) in _EXTRAS.items()}
+    for extra in declared.keys() - {"test", "bench", "docs"}:
+        words = [re.match(r"([A-Za-z0-9-]+)(?:\[([a-z]+)\])?", requirement) for requirement in declared[extra]]
+        assert known.pop(extra) == {name for word in words if word for name in word.groups() if name}, extra
+    assert known == {}
 
 
 def test_doctor_without_native_kernels(oram: Oram, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -327,13 +327,13 @@ def test_doctor_of_a_safe_server(oram: Oram, place: str) -> None:
 
 
 def test_without_the_extra(oram: Oram, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f"redis extra      installed: redis {redis.__version__}, hiredis " in oram("doctor").text
+    assert f"extra redis      installed: redis {redis.__version__}, hiredis " in oram("doctor").text
     monkeypatch.setattr("oram.backends.redis.backend.missing", "No module named 'redis'")
     done = oram("create", "redis://localhost", *SMALL, "--key-file", key_file)
     assert done.code == 2
     assert "pip install oram[redis]" in done.err
     monkeypatch.setattr("oram.cli.doctor._version", lambda name: None if name == "redis" else "1.0")
-    assert "redis extra      not installed (redis missing, hiredis 1.0)" in oram("doctor").text
+    assert "extra redis      not installed (redis missing, hiredis 1.0)" in oram("doctor").text
     assert "pip install 'oram[redis]'" in oram("doctor").text
 
 
