@@ -1,7 +1,7 @@
 """Statistical checks of the randomness that shows, with their false-alarm rates, and with what they could have found.
 
-They watch a store of the same scheme and parameters with nothing in the client's cache and pages of one bucket, so that every leaf or pair of cells
-shows: what a cache hides can only be less. Each test is that of ``running``, whose alarms have one rate for all looks of a run.
+They watch a store of the same scheme and parameters with nothing in the client's cache, pages of one bucket and small buffers, so that every leaf or pair
+of cells shows: what a cache hides can only be less. Each test is that of ``running``, whose alarms have one rate for all looks of a run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from oram.audit.sides import SCHEMES, Side, oblivious
 from oram.audit.sights import Sights
 from oram.audit.workload import HOTTEST, RECORDS, WORKLOADS, Request
 from oram.backends import MemoryBackend
-from oram.params import PathParams, RingParams, SchemeParams
+from oram.params import CuckooParams, PathParams, RingParams, SchemeParams
 from oram.testing.randomness import leaves_of
 from oram.testing.statistics import LEVEL, Result, bins, classifier, input_conditioned
 from oram.trace import TraceBackend
@@ -80,6 +80,8 @@ def visible(target: Target) -> SchemeParams | None:
         return PathParams(Z=params.Z, page_levels=1)
     if isinstance(params, RingParams) and params.Z is not None:
         return RingParams(params.Z, params.A, params.S, xor=True)
+    if isinstance(params, CuckooParams):
+        return dataclasses.replace(params, c=16)
     return None
 
 

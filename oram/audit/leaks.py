@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 import oram
 from oram.errors import ParameterError
-from oram.kernels.base import EMPTY, CuckooState, Op, Requests
+from oram.kernels.base import EMPTY, TOMB, BinnedState, CuckooState, Op, Requests
 from oram.kernels.reference import ReferenceKeys
+from oram.kernels.reference.binnedoram import ReferenceBinned
 from oram.kernels.reference.cuckoooram import ReferenceCuckoo
 from oram.params import Table
 from oram.schemes.base import Access, Scheme
+from oram.schemes.binned import BinnedORAM
 from oram.schemes.cuckoo import CuckooORAM
 from oram.schemes.linear import LinearORAM
 from oram.schemes.path import PathORAM
@@ -109,26 +111,30 @@ def _leaf(change: Callable[[Any, Requests, int], int]) -> Callable[[ObliviousSto
     return _scheme_does(redraw)
 
 
-def _kernel_is(kind: type[ReferenceCuckoo]) -> Callable[[ObliviousStore], None]:
-    """A hierarchy that nothing was put into gets this kernel, and keys that it can use."""
-
-    def harm(store: ObliviousStore) -> None:
-        engine, scheme = store._engine, store._engine.scheme
-        if len(store) or engine.sequence:
-            raise ParameterError("this leak is made into a new and empty store")
-        assert isinstance(scheme, CuckooORAM)
-        keys = ReferenceKeys(str(store.info()["cipher"]), engine.journal.keyring.page_key)
-        scheme._kernel = kind(scheme.geometry, CuckooState.empty(scheme.geometry), keys, os.urandom(32))
-        engine._keys = keys
-        engine.start()  # a generation of its own: no nonce is used twice
-        engine._lay_out()
-
-    return harm
-
-
 class _SameFunctions(ReferenceCuckoo):
     def pairs(self, table: Table, addr: npt.NDArray[np.integer[Any]]) -> I64:
         return super().pairs(Table(table.level, 0), addr)
+
+
+class _SameFunctionsOfBins(ReferenceBinned):
+    def pairs(self, table: Table, addr: npt.NDArray[np.integer[Any]]) -> I64:
+        return super().pairs(Table(table.level, 0), addr)
+
+
+def _same_functions(store: ObliviousStore) -> None:
+    """A hierarchy that nothing was put into gets another kernel, and keys that it can use."""
+    engine, scheme = store._engine, store._engine.scheme
+    if len(store) or engine.sequence:
+        raise ParameterError("this leak is made into a new and empty store")
+    keys, seed = ReferenceKeys(str(store.info()["cipher"]), engine.journal.keyring.page_key), os.urandom(32)
+    if isinstance(scheme, BinnedORAM):
+        scheme._kernel = _SameFunctionsOfBins(scheme.geometry, BinnedState.empty(scheme.geometry), keys, seed)
+    else:
+        assert isinstance(scheme, CuckooORAM)
+        scheme._kernel = _SameFunctions(scheme.geometry, CuckooState.empty(scheme.geometry), keys, seed)
+    engine._keys = keys
+    engine.start()  # a generation of its own: no nonce is used twice
+    engine._lay_out()
 
 
 # --- what is done
@@ -178,6 +184,8 @@ def _is_held(scheme: Scheme, requests: Requests) -> bool:
     if isinstance(scheme, CuckooORAM):
         state = scheme.state
         held = {addr: state.page_data[page, row] for addr, (page, row) in scheme._kernel.rows().items()}
+    elif isinstance(scheme, BinnedORAM):
+        held = _held_of_bins(scheme)
     elif isinstance(scheme, RingORAM):
         pool = scheme.state
         held = {int(pool.pool_addr[q]): pool.pool_data[q] for q in np.flatnonzero(pool.pool_addr != EMPTY)}
@@ -186,6 +194,17 @@ def _is_held(scheme: Scheme, requests: Requests) -> bool:
     for r, (_, address, _) in enumerate(rows):
         requests.out[r] = held[address]
     return True
+
+
+def _held_of_bins(scheme: BinnedORAM) -> dict[int, Any]:
+    """Blocks in the top buffers that are newer than any table."""
+    state, alive = scheme.state, scheme.geometry.alive(scheme.turn, bool(scheme.state.clock[1]))
+    newest = max((table.epoch for table in alive), default=-1)
+    return {
+        addr: state.page_data[page, row]
+        for addr, (flush, page, row) in scheme._kernel.rows().items()
+        if flush >= newest and not state.page_addr[page, row] & TOMB
+    }
 
 
 def _says_less_of_gets(store: ObliviousStore) -> None:
@@ -224,7 +243,7 @@ LEAKS: tuple[Leak, ...] = (
     Leak("a biased leaf", "a random number is folded into leaves of which it is no multiple, so that half of them come twice as often", _TREES, _leaf(_biased)),
     Leak("halves", "odd blocks live in one half of the tree, and even ones in the other", _TREES, _leaf(_halved)),
     Leak("coins thrown once", "which dummies are read is drawn from the same seed in every access", ("ring", "cuckoo"), _scheme_does(_same_coins)),
-    Leak("the same functions", "a table has the hash functions of the one that it replaces", ("cuckoo",), _kernel_is(_SameFunctions), "zipf"),
+    Leak("the same functions", "a table has the hash functions of the one that it replaces", ("cuckoo",), _same_functions, "zipf"),
     Leak("a known block is free", "a get of a block that the client happens to hold makes no access", ("ring", "cuckoo"), _engine_skips(_is_held), "hot key"),
     Leak("a miss is free", "a get of a key that is not there makes no access", _ALL, _engine_skips(_is_miss), "misses"),
     Leak("its page first", "the page with the block that was asked for is written before the others", ("linear",), _its_page_first),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import Any, TypeAlias
 
 from oram.testing.randomness import leaves_of
 from oram.testing.simulators import Commit, CuckooSimulator, simulator
+from oram.testing.simulators.cuckoo import STASH
 from oram.trace import Event
 
 __all__ = ["CuckooSights", "LinearSights", "PlainSights", "RingSights", "Row", "Sight", "Sights", "TreeSights", "of"]
@@ -160,65 +163,93 @@ class RingSights(TreeSights):
                 insort(spent, slot)
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table that an access looks into, as slots show it: bins, each with m cells of both sides in turn and a stash."""
+
+    level: int
+    epoch: int
+    first: int
+    bins: int
+    m: int
+
+    def cell(self, slot: int, side: int) -> int:
+        """The cell of this side, counted over all bins, in which a slot is; -1 where it is none."""
+        at, bins = slot - self.first, 2 * self.m + STASH
+        place, parity = divmod(at % bins, 2)
+        return at // bins * self.m + place if parity == side and 0 <= at < self.bins * bins and place < self.m else -1
+
+
 class CuckooSights(_Simulated):
-    """Of a Cuckoo hierarchy, all levels."""
+    """Of a Cuckoo hierarchy, all levels, with an index or without one."""
 
     place = "cell"
     simulator: CuckooSimulator
 
     def __init__(self, info: Mapping[str, Any]) -> None:
         super().__init__(info)
-        c, L, E = int(info["c"]), int(info["L"]), 1000 + int(info["eps"])
-        sizes = [c << level for level in range(L)] + [int(info["blocks"])]
-        self._m = [-(-n * E // 1000) for n in sizes]
-        self.places = self._m[-1]
-        self.rows = [Row(f"{level}{side}", m) for level, m in enumerate(self._m) for side in "ab"]
-        firsts = [0]
-        for row in self.rows:
-            firsts.append(firsts[-1] + row.cells)
-        self._first = firsts
-        self._used: dict[
-            tuple[int, int, int], tuple[list[int], list[int]]
-        ] = {}  # of a table's side: as they came, and ascending
-        self._probed = list[tuple[int, int, int, int]]()  # by the next access: level, epoch, first slot, cells
+        sizes = [math.prod(self.simulator.sides(level)) for level in range(int(info["L"]) + 1)]
+        self.places = sizes[-1]
+        self.rows = [Row(f"{level}{side}", cells) for level, cells in enumerate(sizes) for side in "ab"]
+        self._first = list(itertools.accumulate((row.cells for row in self.rows), initial=0))
+        #: Of a side, or of that of a bin: cells as they came, and ascending.
+        self._used: dict[tuple[int, int, int, int], tuple[list[int], list[int]]] = {}
+        self._probed = list[_Table]()  # by the next access
 
     def shown(self, events: Sequence[Event]) -> tuple[int, ...]:
-        self._probed = [(epoch.level, epoch.number, epoch.first, m) for epoch, m in self.simulator.probed()]
-        read = next((event.indices for event in events if event.op == "read" and _of_slots(event)), ())
+        self._probed = [
+            _Table(epoch.level, epoch.number, epoch.first, *self.simulator.sides(epoch.level))
+            for epoch in self.simulator.probed()
+        ]
         if not self._probed:
             return (0,)
-        *_, (_, _, first, m) = self._probed
-        at = 2 * (len(self._probed) - 1)
-        cell = (read[at] - first) // 2 if at < len(read) else -1
-        return (cell,) if 0 <= cell < m else ()
+        (left, _) = self._probes(events)[-1]
+        cell = self._probed[-1].cell(left, 0)
+        return (cell,) if cell >= 0 else ()
+
+    def _where(self) -> list[tuple[int, int]]:
+        """Where the pair of each table begins: in which of the reads of an access, and at which of its slots. Without an index each table has a read."""
+        alone = self.info.get("index") == "none"
+        return [(at, 0) if alone else (0, 2 * at) for at in range(len(self._probed))]
+
+    def _probes(self, events: Sequence[Event]) -> list[tuple[int, int]]:
+        """The two slots of each table; -1 for what is not there."""
+        reads = [event.indices for event in events if event.op == "read" and _of_slots(event)]
+        rows = [reads[read][at : at + 2] if read < len(reads) else () for read, at in self._where()]
+        return [(row[0], row[1]) if len(row) == 2 else (-1, -1) for row in rows]
 
     def named(self, events: Iterable[Event]) -> list[Event]:
         """The pair of a table by the table and the side."""
-        known, named = {}, []
-        for at, (_, _, first, m) in enumerate(self._probed):
-            known[2 * at], known[2 * at + 1] = (first, 0, m), (first, 1, m)
+        known = {
+            (read, at + side): (table, side)
+            for table, (read, at) in zip(self._probed, self._where(), strict=True)
+            for side in (0, 1)
+        }
+        named, read = list[Event](), 0
         for event in events:
-            indices = event.indices
             if event.op == "read" and _of_slots(event):
-                indices = tuple(_side(slot, *known[at]) if at in known else slot for at, slot in enumerate(indices))
-            named.append(dataclasses.replace(event, indices=indices))
+                slots = tuple(_side(slot, *known.get((read, at), (None, 0))) for at, slot in enumerate(event.indices))
+                event, read = dataclasses.replace(event, indices=slots), read + 1  # noqa: PLW2901
+            named.append(event)
         return named
 
     def notice(self, events: Sequence[Event], sight: Sight) -> None:
-        read = next((event.indices for event in events if event.op == "read" and _of_slots(event)), ())
-        alive = {(level, epoch) for level, epoch, _, _ in self._probed}
+        alive = {(table.level, table.epoch) for table in self._probed}
         self._used = {side: used for side, used in self._used.items() if side[:2] in alive}
-        for (level, epoch, first, m), left, right in zip(self._probed, read[::2], read[1::2], strict=False):
-            u, v = (left - first) // 2, (right - first) // 2
-            if not (0 <= u < m and 0 <= v < m):
-                return  # which the simulator does not say
-            sight.pairs[level] = u * m + v, m * m
-            for side, cell in enumerate((u, v)):
-                sight.touched.append(self._first[2 * level + side] + cell)
-                sight.cells.append((cell, m))
-                sight.ranks.append((self._rank((level, epoch, side), cell), m))
+        for table, (left, right) in zip(self._probed, self._probes(events), strict=True):
+            level, m = table.level, table.m
+            u, v = table.cell(left, 0), table.cell(right, 1)
+            if u < 0 or v < 0 or u // m != v // m:  # which the simulator does not say
+                sight.as_said = False
+                return
+            sight.touched += [self._first[2 * level] + u, self._first[2 * level + 1] + v]
+            inside, sizes = v % m, (table.bins * m, m)
+            sight.pairs[level] = u * m + inside, sizes[0] * m
+            sight.cells += zip((u, inside), sizes, strict=True)
+            sides = (level, table.epoch, 0, 0), (level, table.epoch, 1, u // m)
+            sight.ranks += zip(map(self._rank, sides, (u, inside)), sizes, strict=True)
 
-    def _rank(self, side: tuple[int, int, int], cell: int) -> int:
+    def _rank(self, side: tuple[int, int, int, int], cell: int) -> int:
         """Among all cells of the side, if those looked into before are put first: see ``statistics.used_first``."""
         came, ascending = self._used.setdefault(side, ([], []))
         at = bisect_left(ascending, cell)
@@ -262,7 +293,6 @@ def _of_slots(event: Event) -> bool:
     return event.region.startswith("slots.")
 
 
-def _side(slot: int, first: int, side: int, m: int) -> int:
+def _side(slot: int, table: _Table | None, side: int) -> int:
     """One number for all cells of a table's side."""
-    cell, parity = divmod(slot - first, 2)
-    return -1 - side if parity == side and 0 <= cell < m else slot
+    return slot if table is None or table.cell(slot, side) < 0 else -1 - side

@@ -27,7 +27,7 @@ from oram.audit.worlds import compare, pairs_of
 from oram.backends import MemoryBackend
 from oram.cli import main
 from oram.errors import ParameterError
-from oram.params import SCHEMES, SchemeParams
+from oram.params import SchemeParams
 from oram.testing.randomness import Coins, pinned
 from oram.testing.servers import Server, redis_server
 from oram.testing.statistics import LEVEL, Result
@@ -40,12 +40,13 @@ PARAMS: dict[str, SchemeParams] = {
     "path": oram.PathParams(),
     "ring": oram.RingParams(Z=4, A=3, S=6),
     "cuckoo": oram.CuckooParams(),
+    "cuckoo, no index": oram.CuckooParams(index="none"),
     "linear": oram.LinearParams(),
 }
 
 
 def target(scheme: str, **other: object) -> Target:
-    made = Target(scheme, PARAMS[scheme], 100, 64, 0, "aes-256-gcm")
+    made = Target(PARAMS[scheme].name, PARAMS[scheme], 100, 64, 0, "aes-256-gcm")
     return dataclasses.replace(made, **other)  # type: ignore[arg-type]
 
 
@@ -55,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", PARAMS)
 def test_sound_stores_pass_and_each_leak_is_found(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole for Path; of the others one pair and no whole runs, which have tests of their own."""
     if scheme != "path":
@@ -63,7 +64,9 @@ def test_sound_stores_pass_and_each_leak_is_found(scheme: str, monkeypatch: pyte
         monkeypatch.setattr(chance, "told_apart", lambda *_, **__: Result("classifier", 0.5, 0.5, LEVEL))
     verdict = audit(target(scheme), quick=True)
     assert verdict.outcome == "nothing found", verdict.summary
-    assert {control.leak for control in verdict.controls} == {leak.name for leak in LEAKS if leak.applies_to(scheme)}
+    assert {control.leak for control in verdict.controls} == {
+        leak.name for leak in LEAKS if leak.applies_to(PARAMS[scheme].name)
+    }
     assert all(control.found_by for control in verdict.controls)
     assert all(check.observations and not check.found for check in verdict.checks)
     assert "not a proof" in verdict.summary
@@ -182,7 +185,7 @@ def test_power_of_kolmogorov_smirnov_is_a_bound() -> None:
     assert np.mean(np.array(p) <= level) >= chance.POWER**0.5 - 0.01
 
 
-@pytest.mark.parametrize("scheme", ["path", "ring", "cuckoo"])
+@pytest.mark.parametrize("scheme", ["path", "ring", "cuckoo", "cuckoo, no index"])
 def test_each_test_has_its_own_null(scheme: str) -> None:
     with pinned(Coins(1)):
         watched = chance.watch(target(scheme), "uniform", 600, 1)

@@ -14,17 +14,23 @@ from oram.audit.sides import SCHEMES, oblivious, plain
 from oram.audit.workload import RECORDS, WORKLOADS
 from oram.backends import MemoryBackend
 from oram.cli.view import View
-from oram.params import CuckooParams
+from oram.params import CuckooParams, SchemeParams, cuckoo
+from oram.testing.simulators.cuckoo import STASH, CuckooSimulator
 from oram.testing.statistics import used_first
 from oram.trace import Event, TraceBackend
 
+#: Those of the page, and the hierarchy without an index.
+BINNED = CuckooParams(c=8, index="none")
+SEEN: dict[str, str | SchemeParams] = {**SCHEMES, "cuckoo": CuckooParams(c=8), "cuckoo without an index": BINNED}
 
-def run(scheme: str, accesses: int, seed: int = 1) -> Iterator[tuple[sights.Sight, list[Event], sights.Sights]]:
+
+def run(
+    scheme: str, accesses: int, seed: int = 1, capacity: int = 64
+) -> Iterator[tuple[sights.Sight, list[Event], sights.Sights]]:
     """A small store whose accesses are seen from the first one on, with their traces."""
     trace = TraceBackend(MemoryBackend())
-    params = CuckooParams(c=8) if scheme == "cuckoo" else SCHEMES[scheme]
     store = oram.create(
-        trace, key=bytes(32), capacity=64, block_size=48, scheme=params, tree_top=0, durability="process"
+        trace, key=bytes(32), capacity=capacity, block_size=48, scheme=SEEN[scheme], tree_top=0, durability="process"
     )
     trace.clear()
     seen, source = sights.of(store.info()), random.Random(seed)
@@ -40,7 +46,7 @@ def run(scheme: str, accesses: int, seed: int = 1) -> Iterator[tuple[sights.Sigh
         yield sight, events, seen
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SEEN)
 def test_a_sound_store_is_as_its_simulator_says(scheme: str) -> None:
     for sight, _, seen in run(scheme, 300):
         assert sight.as_said
@@ -50,14 +56,14 @@ def test_a_sound_store_is_as_its_simulator_says(scheme: str) -> None:
         assert all(0 <= cell < sum(row.cells for row in seen.rows) for cell in sight.touched)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", SEEN)
 @pytest.mark.parametrize(
     "fault", ["a read is missing", "a write is missing", "a slot more", "another trip", "a length"]
 )
 def test_anything_else_is_noticed(scheme: str, fault: str) -> None:
     trace = TraceBackend(MemoryBackend())
     store = oram.create(
-        trace, key=bytes(32), capacity=64, block_size=48, scheme=SCHEMES[scheme], tree_top=0, durability="process"
+        trace, key=bytes(32), capacity=64, block_size=48, scheme=SEEN[scheme], tree_top=0, durability="process"
     )
     trace.clear()
     seen = sights.of(store.info())
@@ -86,6 +92,28 @@ def test_anything_else_is_noticed(scheme: str, fault: str) -> None:
     assert not (sight.as_said and sight.committed)
 
 
+def test_the_second_cell_lies_in_the_bin_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of several bins: what is read of the bottom is a pair, and a pair across bins is none."""
+    monkeypatch.setattr(cuckoo, "IN_HAND", 60)
+    monkeypatch.setattr(cuckoo, "SPREAD", 3)
+    monkeypatch.setattr(CuckooSimulator, "in_hand", 60)
+    monkeypatch.setattr(CuckooSimulator, "spread", 3)
+    *_, (sight, events, seen) = run("cuckoo without an index", 150)
+    assert isinstance(seen, sights.CuckooSights)
+    bottom = seen._probed[-1]
+    assert bottom.bins > 1
+    assert sight.as_said
+    assert {size for _, size in sight.cells} >= {bottom.m, bottom.bins * bottom.m}
+    reads = [i for i, event in enumerate(events) if event.op == "read" and event.region == "slots.1"]
+    at = reads[len(seen._probed) - 1]
+    left, right, *others = events[at].indices
+    elsewhere = right + (2 * bottom.m + STASH if right - bottom.first < 2 * bottom.m else -2 * bottom.m - STASH)
+    events[at] = dataclasses.replace(events[at], indices=(left, elsewhere, *others))
+    again = sights.Sight()
+    seen.notice(events, again)
+    assert not again.as_said
+
+
 def test_a_slot_of_a_bucket_read_twice_is_noticed() -> None:
     *_, (_, events, seen) = run("ring", 20)
     again = seen.see(events[:1], ())  # the same slots, and nothing is written between
@@ -111,8 +139,8 @@ def test_ranks_of_cells_are_those_of_the_statistic() -> None:
     for sight, _, seen in trace_of:
         assert isinstance(seen, sights.CuckooSights)
         for i, ((cell, m), (rank, _)) in enumerate(zip(sight.cells, sight.ranks, strict=True)):
-            level, epoch, _, _ = seen._probed[i // 2]
-            side = (level, epoch, i % 2)
+            table = seen._probed[i // 2]
+            side = (table.level, table.epoch, i % 2)
             cells.setdefault(side, []).append(cell)
             ranks.setdefault(side, []).append(rank)
             sizes[side] = m
@@ -134,4 +162,4 @@ def test_all_of_an_oblivious_store_is_in_use_when_it_is_first_seen() -> None:
     assert side.accesses == 0
     assert isinstance(side.sights, sights.CuckooSights)
     side.ask(next(WORKLOADS["scan"].requests(1)))
-    assert max(level for level, *_ in side.sights._probed) == side.sights.info["L"]
+    assert max(table.level for table in side.sights._probed) == side.sights.info["L"]

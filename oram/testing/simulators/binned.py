@@ -86,6 +86,9 @@ class BinnedSimulator(CuckooSimulator):
         inputs = sum(map(self._table, range(level))) + (self._table(level) if level == self._L else 0)
         return inputs + between + (b * LEFT if b > 1 else 0), between + self._table(level)
 
+    def sides(self, level: int) -> tuple[int, int]:
+        return self._chunks(level)[0], self._cells[level]
+
     # --- what it shows
 
     def batch(self, leaves: Sequence[int]) -> Batch:

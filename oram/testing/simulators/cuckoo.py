@@ -171,10 +171,14 @@ class CuckooSimulator(Simulator):
     def _running(self, clock: int) -> list[Epoch]:
         return sorted((e for e in self._epochs if e.begun <= clock < e.ready), key=lambda e: e.level)
 
-    def probed(self) -> list[tuple[Epoch, int]]:
-        """The tables that the next access looks into, newest first, and the cells of each side: what it reads first are two slots of each."""
+    def probed(self) -> list[Epoch]:
+        """The tables that the next access looks into, newest first: what it reads first are two slots of each."""
         self._until(self._clock)
-        return [(epoch, self._m[epoch.level]) for epoch in self._alive(self._clock)]
+        return self._alive(self._clock)
+
+    def sides(self, level: int) -> tuple[int, int]:
+        """Of a table: its bins, and the cells of each of the two sides of one. A bin's cells, of the two sides in turn, have its stash behind them."""
+        return 1, self._m[level]
 
     # --- what it shows
 
