@@ -45,7 +45,8 @@ class Target:
 
     capacity: records of a scratch store. stands_for: records of the store that was named, where these are fewer or more; a lower tree has as many
     levels fewer in the client's cache, so that the server has as many as it had. kind: "memory", "lmdb" or "redis". url: of the server, where it is
-    "redis"; scratch stores lie there under random names, and are erased.
+    "redis"; scratch stores lie there under random names, and are erased. shards: their number; a store of several is looked at in this process, as what
+    its servers are told together.
     """
 
     scheme: str
@@ -58,15 +59,14 @@ class Target:
     url: str | None = None
     blocks_per_value: int = 1
     stands_for: int | None = None
+    shards: int = 1
 
     @classmethod
     def of_store(cls, where: str | os.PathLike[str], state: str | os.PathLike[str] | None = None) -> Self:
-        """The parameters of a store, from its public header: no slot of it is read or written. Errors as ``oram.info``; ParameterError for several shards."""
+        """The parameters of a store, from its public header: no slot of it is read or written. Errors as ``oram.info``; ParameterError for Cuckoo in several
+        shards, of which there is no simulator.
+        """
         public = oram.info(where, state=state)
-        if public.get("shards", 1) != 1:
-            raise ParameterError(
-                "a store of several shards: audit one of its kind with shards=1, and see docs/evidence.md"
-            )
         server = where if isinstance(where, str) and where.partition(":")[0] in SERVERS else None
         return cls._of(public, "lmdb" if server is None else "redis", server)
 
@@ -80,18 +80,29 @@ class Target:
 
     @classmethod
     def _of(cls, public: Mapping[str, Any], kind: str, url: str | None) -> Self:
-        N, B, each = (int(public[name]) for name in ("blocks", "block_size", "blocks_per_value"))
+        N, B, each, shards = (
+            int(public.get(name, 1)) for name in ("blocks", "block_size", "blocks_per_value", "shards")
+        )
+        if shards > 1 and public["scheme"] == "cuckoo":
+            raise ParameterError(
+                "there is no simulator of Cuckoo in several shards: audit a store of its kind with one"
+            )
         records = N // each
-        capacity = max(RECORDS, min(records, _MOST_LINEAR if public["scheme"] == "linear" else _MOST))
-        params, tree_top = _params_of(public, capacity * each, B)
+        capacity = max(RECORDS, shards, min(records, _MOST_LINEAR if public["scheme"] == "linear" else _MOST))
+        of_tree = {**public, "blocks": -(-N // shards)}
+        params, tree_top = _params_of(of_tree, -(-capacity * each // shards), B)
         stands_for = None if capacity == records else records
-        return cls(public["scheme"], params, capacity, B, tree_top, public["cipher"], kind, url, each, stands_for)
+        if shards > 1 and kind == "redis":
+            kind, url = "memory", None
+        return cls(
+            public["scheme"], params, capacity, B, shards * tree_top, public["cipher"], kind, url, each, stands_for, shards
+        )  # fmt: skip
 
     def options(self) -> dict[str, Any]:
         """For ``oram.create``."""
         return {
             "key": bytes(32), "capacity": self.capacity, "block_size": self.block_size, "blocks_per_value": self.blocks_per_value,
-            "scheme": self.params, "tree_top": self.tree_top, "cipher": self.cipher, "durability": "process",
+            "scheme": self.params, "tree_top": self.tree_top, "cipher": self.cipher, "durability": "process", "shards": self.shards,
         }  # fmt: skip
 
 

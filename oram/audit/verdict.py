@@ -37,6 +37,12 @@ NOT_COVERED = (
 )
 
 
+_OF_SHARDS = (
+    "the log of each shard's server: what all of them are told together is looked at",
+    "the randomness of several shards: one of them is watched, and they are alike",
+)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
     """One check. kind: "exact" (no false alarms) or "statistical". observations: what it is based on. level: its false-alarm rate.
@@ -130,6 +136,7 @@ def audit(
         ALPHA,
         tuple(checks),
         tuple(controls),
+        NOT_COVERED + (_OF_SHARDS if target.shards > 1 else ()),
     )
 
 

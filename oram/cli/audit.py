@@ -44,6 +44,21 @@ def audit(
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Some seconds: less is seen.")] = False,
+    accesses: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of each run that statistics watch: more find smaller flaws.", show_default="6000, quick 1200"
+        ),
+    ] = None,
+    leak: Annotated[
+        str | None,
+        typer.Option(
+            "--leak",
+            metavar="NAME",
+            help="Audit stores that leak on purpose, to see what that looks like: the name of one of the flaws in the verdict.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the workloads, and of the randomness that two worlds share.")] = 1,
     as_json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The verdict as JSON.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="The verdict as a page.")] = None,
@@ -58,9 +73,17 @@ def audit(
     except ImportError:
         raise InputError(_MISSING) from None
     target = _target(auditing, url, state, scheme, capacity, block_size, cipher, backend)
+    harmed = None if leak is None else _leak(auditing, leak, target.scheme)
+    more = {} if accesses is None else {"accesses": accesses * (5 if quick else 1)}
     with meter("oram audit") as bar:
         verdict = auditing.audit(
-            target, workload or (), quick=quick, seed=seed, progress=lambda what: bar.stage(what, None)
+            target,
+            workload or (),
+            quick=quick,
+            seed=seed,
+            leak=harmed,
+            progress=lambda what: bar.stage(what, None),
+            **more,
         )
     if as_json is not None:
         write(as_json, verdict.to_json())
@@ -98,23 +121,32 @@ def _target(
     )  # fmt: skip
 
 
+def _leak(auditing: Any, name: str, scheme: str) -> Any:
+    known = {leak.name: leak for leak in auditing.LEAKS if leak.applies_to(scheme)}
+    if name not in known:
+        raise InputError(f"no leak of {scheme} has this name: {', '.join(known)}")
+    return known[name]
+
+
 def _print(verdict: Any) -> None:
     from rich.table import Table
 
     out = console()
     table = Table(
         "check",
-        "kind",
         "observations",
         "false alarms",
         "p-value",
         "found",
+        "finds, with probability 0.99",
         title="what the server saw of scratch stores",
     )
     for check in verdict.checks:
         level = "none" if check.level == 0 else f"{check.level:.0e}"
         p = "" if check.p_value is None else f"{check.p_value:.2g}"
-        table.add_row(check.name, check.kind, f"{check.observations:,}", level, p, check.found or "nothing")
+        table.add_row(
+            check.name, f"{check.observations:,}", level, p, check.found or "nothing", check.detectable or "nothing"
+        )
     out.print(table)
     leaks = Table("flaw", "accesses", "found by", title="the same checks on stores that leak on purpose")
     for control in verdict.controls:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -224,6 +225,34 @@ def test_a_store_is_asked_for_its_parameters_and_for_nothing_else(tmp_path: Path
             path.unlink()
 
 
+@pytest.mark.parametrize("scheme", [oram.PathParams(Z=5, page_levels=2), oram.RingParams(4, 3, 6), "linear"])
+def test_stores_of_several_shards(scheme: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"key": bytes(32), "capacity": 60, "block_size": 96, "tree_top": 3000, "shards": 3}
+    with oram.create(tmp_path / "store", scheme=scheme, **options) as store:
+        public = store.info()
+    made = Target.of_store(tmp_path / "store")
+    assert made.shards == 3
+    batches = next(pair for pair in PAIRS if pair.name == "batches: duplicates / distinct")
+    with scratch(made) as place:
+        like, _ = place.make()
+        same = {name: value for name, value in like.info().items() if name not in ("store", "kdf", "xor")}
+        like.close()
+        (found,) = compare(place, [batches], 1)
+    assert same == {name: value for name, value in public.items() if name not in ("store", "kdf", "xor")}
+    assert (found.trouble, found.events > 50) == ("", True)
+    with scratch(made, next(leak for leak in LEAKS if leak.name == "a miss is free")) as place:
+        (odd,) = compare(place, [pair for pair in PAIRS if pair.name == "gets: hits / misses"], 1)
+    assert odd.trouble
+    said = dataclasses.replace(made, kind="redis", url="redis://127.0.0.1")
+    assert Target._of(public, "redis", said.url) == dataclasses.replace(made, kind="memory")
+
+
+def test_shards_of_cuckoo_have_no_simulator(tmp_path: Path) -> None:
+    oram.create(tmp_path / "store", key=bytes(32), scheme="cuckoo", capacity=60, block_size=96, shards=2).close()
+    with pytest.raises(ParameterError, match="one"):
+        Target.of_store(tmp_path / "store")
+
+
 WORKLOADS = """import os
 def few(store):
     for i in range(20):
@@ -281,6 +310,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["audit", *told, "--workload", f"{path}:few", "--workload", f"{path}:more"]) == 15
     assert main(["audit", "--scheme", "round"]) == 2
     assert main(["audit", "--backend", "tape"]) == 2
+    assert main(["audit", "--leak", "nothing"]) == 2
+    capsys.readouterr()
+    assert main(["audit", *told, *mine, "--leak", "its page first"]) == 15
+    assert "LEAK FOUND" in capsys.readouterr().out
+    assert main(["audit", "--scheme", "path", "--leak", "its page first"]) == 2
+    assert "ring" not in capsys.readouterr().err
+    few = ["--scheme", "path", "--capacity", "40", *mine, "--accesses", "30"]
+    assert main(["audit", *few]) == 16
+    assert "too little was seen" in capsys.readouterr().out
+    assert main(["audit", *few[:-1], "0"]) == 2
     assert main(["audit", str(tmp_path / "none")]) == 3
 
 
