@@ -315,14 +315,18 @@ def _hierarchical(series: dict[str, Any]) -> Figure:
     axis.fill_between(N, probes, probes + rebuilds, color=_COLOURS[5], alpha=0.35, linewidth=0, label="rebuilds")
     axis.plot(N, probes + rebuilds, color=_COLOURS[0], label="all, deamortized")
     axis.plot(N, 8 * np.log2(N), color=_GREY, linestyle="--", linewidth=1.2, label="Path ORAM")
-    for rebuild, marker in (("deamortized", "o"), ("amortized", "s")):
-        counted = [each for each in series["counted"] if each["rebuild"] == rebuild]
+    for rebuild, index, marker in (
+        ("deamortized", "client", "o"),
+        ("amortized", "client", "s"),
+        ("deamortized", "none", "^"),
+    ):
+        counted = [each for each in series["counted"] if (each["rebuild"], each["index"]) == (rebuild, index)]
         style: dict[str, Any] = {"marker": marker, "linestyle": "none", "markersize": 5, "markerfacecolor": "white"}
         axis.plot(
             [each["N"] for each in counted],
             [each["mean"] for each in counted],
             color="black",
-            label=f"counted, {rebuild}",
+            label=f"counted, {rebuild}" + (", no index" if index == "none" else ""),
             **style,
         )
     axis.set_xscale("log", base=2)
