@@ -79,18 +79,27 @@ def _lines(
     *,
     log_x: bool = True,
     log_y: bool = True,
+    ranges: tuple[str, str] | None = None,
 ) -> Drawn | None:
-    """A line a subject."""
+    """A line a subject. ranges: the least and the most of y, shown as bars and in the table."""
     listed = [row for row in rows if row.get(y)]
     names = list(dict.fromkeys(row[key] for row in listed))
     if not names:
         return None
     figure, axes = _axes(title, *labels, log_x=log_x, log_y=log_y)
-    table = [[key, labels[0], labels[1]]]
+    columns = (x, y, *(ranges or ()))
+    table = [[key, *labels, *(("least", "most") if ranges else ())]]
     for i, name in enumerate(names):
-        points = sorted((row[x], row[y]) for row in listed if row[key] == name)
-        axes.plot(*zip(*points, strict=True), marker=_MARKS[i % 10], ms=5, lw=1.5, color=_colour(name, i), label=name)
-        table += [[name, number(a), number(b)] for a, b in points]
+        points = sorted(tuple(row[column] for column in columns) for row in listed if row[key] == name)
+        at, value, *ends = zip(*points, strict=True)
+        style: dict[str, Any] = {"marker": _MARKS[i % 10], "ms": 5, "lw": 1.5, "color": _colour(name, i), "label": name}
+        if ends:
+            least, most = ends
+            bars = [[max(0.0, a - b) for a, b in zip(*pair, strict=True)] for pair in ((value, least), (most, value))]
+            axes.errorbar(at, value, yerr=bars, capsize=2, elinewidth=1, **style)
+        else:
+            axes.plot(at, value, **style)
+        table += [[name, *map(number, point)] for point in points]
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return Drawn(title, caption, _svg(figure), table)
 
@@ -220,7 +229,8 @@ def _against(name: str, label: str, backend: str, *, log_x: bool = True) -> Call
             return None
         return _lines(
             rows, "subject", name, "a_second", f"Throughput against {label.split(',')[0]}, {backend}", (label, "requests a second"),
-            f"{_said(results, name)}. One client, one call after the other.", log_x=log_x,
+            f"{_said(results, name)}. One client, one call after the other; bars are the least and the most of five turns.", log_x=log_x,
+            ranges=("a_second_least", "a_second_most"),
         )  # fmt: skip
 
     return draw_it
