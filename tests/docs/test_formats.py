@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -153,7 +153,7 @@ class Reader:
     def intent(self) -> tuple[int, int, int, bytes, tuple[int, ...], tuple[int, ...]]:
         plain = self.open(self.state[b"i" + self.inc_key], b"intent")
         sequence, m, note = struct.unpack_from("<QII", plain)
-        assert len(plain) == 16 + 9 * m + (32 if self.header["scheme"] == "ring" else 0)
+        assert len(plain) == 16 + 9 * m + (32 if self.header["scheme"] in ("ring", "cuckoo") else 0)
         addresses, draws = struct.unpack_from(f"<{m}I", plain, 16 + m), struct.unpack_from(f"<{m}I", plain, 16 + 5 * m)
         return sequence, m, note, plain[16 : 16 + m], addresses, draws
 
@@ -507,6 +507,176 @@ def read_ring(reader: Reader) -> Tree:
     return Tree(blocks, tags, in_pool, opened, records, clock)
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """A table of a hierarchy. number: the flush at which its rebuild began. first: its first slot."""
+
+    level: int
+    number: int
+    first: int
+
+
+class Hierarchy:
+    """What a header says of a Cuckoo store: where its tables are, and which of them hold something at a clock."""
+
+    STASH = 32
+
+    def __init__(self, h: dict[str, Any]) -> None:
+        self.N, self.B, self.k = int(h["blocks"]), int(h["block_size"]), int(h["blocks_per_value"])
+        self.c, self.L, self.eps = int(h["c"]), int(h["L"]), int(h["eps"])
+        self.none, self.amortized = h.get("index") == "none", h["rebuild"] == "amortized"
+        self.n = [self.c << level for level in range(self.L)] + [self.N]
+        assert all(n < 4096 for n in self.n), "of one pass: a table is one bin"
+        self.m = [-(-n * (1000 + self.eps) // 1000) for n in self.n]
+        self.place: dict[tuple[int, int], int] = {}
+        at = 0
+        for level in range(self.L + 1):
+            for last in range(level + 1, self.L + 1) if level < self.L else (0, 1):
+                self.place[level, last] = at
+                at += 2 * self.m[level] + self.STASH
+        self.slots = at
+        self.D = 1 if self.amortized else (self.c << self.L) // 4
+
+    def consumer(self, flush: int) -> int:
+        return min((flush & -flush).bit_length() - 1, self.L)
+
+    def ready(self, flush: int) -> int:
+        """The clock from which on the table is there whose rebuild began at a flush."""
+        return flush * self.c + (1 if self.amortized else (self.c << self.consumer(flush)) // 4)
+
+    def alive(self, clock: int, built: bool) -> list[Epoch]:
+        """The newest first."""
+        found: dict[int, list[Epoch]] = {self.L: [Epoch(self.L, 0, self.place[self.L, 0])] if built else []}
+        for flush in range(1, clock // self.c + 1):
+            if self.ready(flush) > clock:
+                continue
+            level = self.consumer(flush)
+            found |= {below: [] for below in range(level)}
+            if level < self.L:
+                after = flush + (1 << level)
+                last = min((after & -after).bit_length() - 1, self.L)
+            else:
+                last = (flush >> self.L) % 2
+            found.setdefault(level, [])
+            found[level] = [*(found[level] if level < self.L else []), Epoch(level, flush, self.place[level, last])]
+        return sorted((epoch for each in found.values() for epoch in each), key=lambda epoch: -epoch.number)
+
+    def page(self, flush: int) -> int:
+        """The top buffer that fills until a flush."""
+        return self.consumer(flush)
+
+    def covers(self, epoch: Epoch, flush: int) -> bool:
+        """Whether a table has what was asked for in the buffer of this flush."""
+        if epoch.level == self.L:
+            return flush <= epoch.number
+        return epoch.number - (1 << epoch.level) < flush <= epoch.number
+
+
+def read_hierarchy(reader: Reader) -> Tree:
+    g = Hierarchy(reader.header)
+    N, B, c, D, rows, keyed = g.N, g.B, g.c, g.D, (g.L + 1) * g.c, reader.header["keyed"]
+    assert reader.regions[f"slots.{reader.inc}"] == (g.slots, B + 28)
+    tags_size = 16 * (N // g.k) if keyed else 0
+    empty = bytes(tags_size) + (b"" if g.none else bytes(2 * N)) + bytes(16)
+    empty += (b"" if g.none else b"\xff" * (4 * D) + bytes(2 * D)) + b"\xff" * (4 * rows) + bytes(B * rows)
+    assert reader.meta["growth"] == g.L + 1
+    usual = 44 + g.k * ((5 if g.none else 7) + B) + (20 if keyed else 0)
+    arrays, log = reader.ring(empty, usual)
+
+    cut = Cut(arrays)
+    tags = {i: cut("16s")[0] for i in range(tags_size // 16)}
+    codes = [] if g.none else list(cut(f"{N}H"))
+    clock, built = cut("QQ")
+    if not g.none:
+        cut(f"{D}I"), cut(f"{D}H")
+    words = list(cut(f"{rows}I"))
+    held = [cut(f"{B}s")[0] for _ in range(rows)]
+    assert cut.done()
+    for _, record, note in log:
+        cut = Cut(record)
+        m, before = cut("IQ")
+        cut("32s")
+        where, asked = cut(f"{m}B"), cut(f"{m}I")
+        if not g.none:
+            cut(f"{m}H")
+        after = [cut(f"{B}s")[0] for _ in range(m)]
+        assert cut.done()
+        for k, (kind, address, block) in enumerate(zip(where, asked, after, strict=True), before):
+            row = g.page(k // c + 1) * c + k % c
+            if g.none:
+                words[row] = EMPTY if kind == 0 else address | (1 << 27 if kind == 1 else 0)
+            else:
+                words[row] = address if kind == 3 else EMPTY
+                if kind:
+                    codes[address] = 2 + k // c % 65534 if kind == 3 else 0
+            held[row] = block
+        clock = before + m
+        apply_note(tags, note)
+
+    alive = g.alive(clock, bool(built))
+    entries = {epoch: dict(entries_of(reader, g, epoch)) for epoch in alive}
+    opened = sum(2 * g.m[epoch.level] + g.STASH for epoch in alive)
+    # each flush, and the newest row of each address in its buffer
+    buffers = [
+        {
+            words[row] & (1 << 27) - 1: (words[row], held[row])
+            for row in range(first, first + size)
+            if words[row] != EMPTY
+        }
+        for flush in range(1, clock // c + 2)
+        for first, size in [(g.page(flush) * c, clock % c if flush == clock // c + 1 else c)]
+    ]
+    blocks: dict[int, bytes] = {}
+    if g.none:
+        known: set[int] = set()
+        loose = [f for f in range(clock // c + 1, 0, -1) if not any(g.covers(epoch, f) for epoch in alive)]
+        searched: list[tuple[int, dict[int, tuple[int, bytes]]]] = [(f, buffers[f - 1]) for f in loose]
+        searched += [(epoch.number, entries[epoch]) for epoch in alive]
+        for _, found in sorted(searched, key=lambda each: -each[0]):
+            for address, (word, block) in found.items():
+                if address not in known and not word >> 27:
+                    blocks[address] = block
+            known |= set(found)
+        return Tree(blocks, tags, set(), opened, len(log), clock)
+    for address, code in enumerate(codes):
+        if not code:
+            continue
+        flush = 0 if code == 1 else code - 2 + 1
+        home = next((epoch for epoch in alive if g.covers(epoch, flush)), None)
+        word, block = (buffers[flush - 1] if home is None else entries[home])[address]
+        assert word == address
+        blocks[address] = block
+    return Tree(blocks, tags, set(), opened, len(log), clock)
+
+
+def entries_of(reader: Reader, g: Hierarchy, epoch: Epoch) -> Iterator[tuple[int, tuple[int, bytes]]]:
+    """Of a table: address, word and block. Each lies in one of its cells, or in the stash."""
+    m, region = g.m[epoch.level], reader.slots[f"slots.{reader.inc}"]
+    label = f"hash {reader.j}" if isinstance(reader, Shard) and reader.j else "hash"
+    key = derive(reader.secret, reader.salts[1], label, reader.where + struct.pack("<I", 1))
+    for at in range(2 * m + g.STASH):
+        slot = epoch.first + at
+        (reference,) = struct.unpack_from("<Q", region[slot])
+        page = derive(
+            reader.secret, reader.salts[reference >> 32], "pages", reader.where + struct.pack("<I", reference >> 32)
+        )
+        nonce, data = (
+            (reference & (1 << 32) - 1).to_bytes(12, "little"),
+            struct.pack("<Q", epoch.number * g.slots + slot),
+        )
+        plain = AESGCM(page).decrypt(nonce, region[slot][8:], data)
+        word, block = struct.unpack(f"<I{g.B}s", plain)
+        if word == EMPTY or word >> 27:
+            assert not any(block)
+        if word == EMPTY:
+            continue
+        address = word & (1 << 27) - 1
+        hashed = Cipher(AES(key), ECB()).encryptor().update(struct.pack("<IIQ", address, epoch.level, epoch.number))
+        cells = [x * m >> 64 for x in struct.unpack("<QQ", hashed)]
+        assert at >= 2 * m or at // 2 == cells[at % 2], "an entry lies in one of its cells"
+        yield address, (word, block)
+
+
 def content(tree: Tree, reader: Reader) -> dict[bytes, bytes]:
     k, found = reader.header["blocks_per_value"], {}
     for record, tag in tree.tags.items():
@@ -678,6 +848,40 @@ def test_a_bulk_load_of_a_ring_store(metadata: Any, tmp_path: Path) -> None:
     assert tree.pages == g.buckets * g.n, "each slot was written"
 
 
+HIERARCHIES: dict[str, dict[str, Any]] = {
+    "with an index": {"scheme": oram.CuckooParams(c=8)},
+    "amortized": {"scheme": oram.CuckooParams(c=8, rebuild="amortized")},
+    "without an index": {"scheme": oram.CuckooParams(c=8, index="none")},
+    "without an index, amortized": {"scheme": oram.CuckooParams(c=8, index="none", rebuild="amortized")},
+    "records of blocks": {"scheme": oram.CuckooParams(c=8), "blocks_per_value": 3, "capacity": 40},
+}
+
+
+@pytest.mark.parametrize("items", [0, 30])
+@pytest.mark.parametrize("world", HIERARCHIES)
+def test_a_cuckoo_store(world: str, items: int, tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "capacity": 60,
+        "block_size": 96,
+        "key": KEY,
+        "durability": "process",
+        **HIERARCHIES[world],
+    }
+    loaded = {b"k%d" % i: b"loaded %d" % i for i in range(items)}
+    if items:
+        given |= {"items": loaded}
+    model = {key: value for key, value in loaded.items() if key != b"k3"} | drive(tmp_path / "store", given)
+    reader = Reader(*dump(tmp_path / "store"), KEY)
+    tree = read_hierarchy(reader)
+    assert content(tree, reader) == model
+    assert tree.pages > 1
+    assert reader.meta["sequence"] == reader.clock() == 63
+    sequence, m, note, ops, _, _ = reader.intent()
+    assert (sequence, m, note) == (63, given.get("blocks_per_value", 1), 20)
+    assert tree.requests == 65 * m, "a batch counts as its requests"
+    assert ops == bytes([3]) * m, "a miss is a dummy"
+
+
 def test_what_a_remote_backend_has_still_to_be_told(tmp_path: Path) -> None:
     """The slots lag by the last access, and `w` has what it wrote."""
 
@@ -771,12 +975,14 @@ def read_shards(reader: Reader, read: Callable[[Reader], Tree]) -> Tree:
     return Tree(blocks, tags, set(), pages, len(log))
 
 
-@pytest.mark.parametrize("scheme", ["path", "ring", "ring, metadata there"])
+@pytest.mark.parametrize("scheme", ["path", "ring", "ring, metadata there", "cuckoo", "cuckoo, no index"])
 def test_a_store_of_several_shards(scheme: str, tmp_path: Path) -> None:
     params: Any = {
         "path": oram.PathParams(page_levels=2),
         "ring": oram.RingParams(Z=4),
         "ring, metadata there": oram.RingParams(Z=4, metadata="server"),
+        "cuckoo": oram.CuckooParams(c=8),
+        "cuckoo, no index": oram.CuckooParams(c=8, index="none"),
     }[scheme]
     given = {"capacity": 100, "block_size": 96, "scheme": params, "tree_top": 0, "key": KEY, "durability": "process"}
     model = drive(tmp_path / "s", {**given, "shards": 3})
@@ -784,7 +990,8 @@ def test_a_store_of_several_shards(scheme: str, tmp_path: Path) -> None:
     assert reader.header["shards"] == 3
     assert reader.regions["clock.1"] == (3, 64)
     assert [reader.clock(j) for j in range(3)] == [63, 63, 63]
-    tree = read_shards(reader, read_path if scheme == "path" else read_ring)
+    readers = {"path": read_path, "ring": read_ring, "cuckoo": read_hierarchy}
+    tree = read_shards(reader, readers[scheme.partition(",")[0]])
     assert content(tree, reader) == model
     assert tree.pages > 3
     sequence, m, note = struct.unpack_from("<QII", plain := reader.open(reader.state[b"i" + reader.inc_key], b"intent"))
