@@ -226,6 +226,23 @@ def test_a_planted_region(
         assert client.hexists(f"{{{name}}}:dropped", "77")
 
 
+def test_erasing_a_planted_region(shared: Server, name: str, tmp_path: Path) -> None:
+    """What is there decides how long it takes, and not what a record says."""
+    with admin(shared) as client, RedisBackend(shared.url(name)) as backend:
+        backend.acquire()
+        backend.allocate("slots.1", RegionShape(9, 100))
+        backend.write("slots.1", np.arange(9), np.ones((9, 100), np.uint8))
+        client.hset(f"{{{name}}}:regions", "slots.7", "77 999999999999999999 100")
+        client.hset(f"{{{name}}}:dropped", "78", "999999999999999999")
+        client.set(f"{{{name}}}:0000004e:{3:015x}", "left")
+        backend.close()
+    with admin(shared) as client, RedisBackend(shared.url(name)) as backend:
+        start = time.monotonic()
+        backend.erase()
+        assert time.monotonic() - start < 10
+        assert list(client.scan_iter(f"{{{name}}}:*")) == []
+
+
 # Memory
 
 

@@ -226,15 +226,17 @@ class RedisBackend(XorBackend):
         this can be done over and over; and nobody waits for as many slots as a server may say that there are.
         """
         end = time.monotonic() + _SWEEPING
-        (size,) = self._call(partial(self._ask, [pack(b"DBSIZE")]))
-        # whichever is less: all keys that are there, or all slots that could be
-        chunks = self._found(known) if integer(size) < known.shape.slots else known.chunks(_SWEEP)
-        for keys in chunks:
+        for keys in self._keys_of(known):
             if keys:
                 self._call(partial(self._transact, [pack(b"UNLINK", *keys)]))
             if time.monotonic() >= end:
                 return
         self._call(partial(self._transact, [pack(b"HDEL", self._names.dropped, b"%d" % known.number)]))
+
+    def _keys_of(self, known: Region) -> Iterator[list[bytes]]:
+        """All keys that a region can have, some at a time: by number, or of those that are there, whichever are fewer."""
+        (size,) = self._call(partial(self._ask, [pack(b"DBSIZE")]))
+        return self._found(known) if integer(size) < known.shape.slots else known.chunks(_SWEEP)
 
     def _found(self, known: Region) -> Iterator[list[bytes]]:
         cursor, at = b"0", self._link.count
@@ -520,8 +522,9 @@ class RedisBackend(XorBackend):
         dropped = [Region.of(names, number, RegionShape(slots, 1)) for number, slots in self._call(self._leftovers)]
         gone, self._regions = (*self._regions.values(), *dropped), {}
         for region in gone:
-            for keys in region.chunks(_SWEEP):
-                self._unlink(keys)
+            for keys in self._keys_of(region):
+                if keys:
+                    self._unlink(keys)
         self._unlink([names.regions, names.dropped, names.fence, names.fold])
 
     def _unlink(self, keys: list[bytes]) -> None:
