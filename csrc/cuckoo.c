@@ -882,6 +882,8 @@ int oram_cuckoo_access(oram_cuckoo *p, oram_keys *keys, const oram_cuckoo_batch 
         bad |= rc;
     }
     if (bad != ORAM_OK) return ORAM_TAMPERED;
+    for (uint32_t r = 0; r < q->m; r++) /* the buffers were the caller's since they were planned for */
+        if (ops[r] != ORAM_DUMMY && addrs[r] >= p->N) return ORAM_BROKEN;
 #define ROW(k) (q->from[k] >= 0 ? plain + (size_t)q->from[k] * rows : written + (size_t)(-1 - q->from[k]) * pitch + 8)
 
     for (uint32_t r = 0; r < q->m; r++) {

@@ -7,7 +7,7 @@
 #include "bytes.h"
 #include "oram.h"
 
-#define PLACES 16u   /* of the tables of one level, in the numbers that a stash entry has */
+#define PLACES ((uint32_t)ORAM_CUCKOO_PLACES)
 
 typedef struct {
     uint32_t level;

@@ -37,6 +37,7 @@
 #define ORAM_TAG 16 /* bytes of authentication tag behind each sealed page */
 #define ORAM_MAX_BUCKET 1024 /* slots of a bucket */
 #define ORAM_CUCKOO_STASH 32 /* slots of a table's stash */
+#define ORAM_CUCKOO_PLACES 16 /* of the tables of one level, in the numbers that a stash entry has */
 #define ORAM_CUCKOO_CHUNK 16 /* slots of what a chunk of a rebuild leaves over */
 #define ORAM_BINNED_LEFT 128 /* slots of what the chunks of a rebuild leave over, where tables have bins */
 #define ORAM_BINNED_BITS 27  /* of an address in a sealed word, there */

@@ -38,6 +38,7 @@ class NativeKeys:
     def __init__(self, cipher: str, key_of: Callable[[int], bytes]) -> None:
         self._key_of = key_of
         self._alive: dict[int, Any] = {}
+        self._table: Any = None
         self.current = 0
         self.struct = ffi.new("oram_keys *")
         if cipher == "aes-256-gcm":
@@ -72,7 +73,8 @@ class NativeKeys:
         table = ffi.new("void *[]", count)
         for generation, context in self._alive.items():
             table[generation] = context
-        self.struct.contexts = table  # in this order: what C reads is alive, whatever interrupts us
+        self._grown = table, self._table  # what C reads is alive, whatever interrupts us
+        self.struct.contexts = table
         self._table, self.struct.count = table, count
 
     def load(self, generation: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,13 @@ from oram.backends.base import Slots
 from oram.errors import StashOverflowError
 from oram.kernels._native import ffi, lib
 from oram.kernels.base import ABSENT, EMPTY, OLD, CuckooPlan, CuckooState, CuckooWrite, Keys, Requests
-from oram.kernels.native.cipher import NativeKeys, NoRoomError
-from oram.kernels.native.memory import NativeRequests, pointer, writable
+from oram.kernels.native.cipher import NoRoomError
+from oram.kernels.native.hierarchy import SEED, NativeHierarchy
+from oram.kernels.native.memory import C_TYPES, Lent, NativeRequests, writable
 from oram.params import CuckooGeometry, Table
-from oram.params.cuckoo import CHUNK_STASH, STASH
-from oram.types import I64, U8, U32
+from oram.params.cuckoo import CHUNK_STASH, MAX_BLOCKS, STASH, LevelShape
+from oram.types import I64, U32
 
-SEED = 32  # bytes
 LEFT = 4 * STASH  # blocks that all tables leave over together: the mean is below one
 KEPT = 4096  # entries of a table whose memory for a placement is kept for the next one
 #: What a batch takes, by the field that counts it: the arrays, and their items each.
@@ -30,74 +29,21 @@ ROOMS = {
     "distinct": {"written": ("i8", 1), "sealed_as": ("i8", 1)},
 }
 COUNTS = {"read": "reads", "fetch": "fetches", "probe": "probes", "write": "writes", "distinct": "distinct"}
-C_TYPES = {"i4": "int32_t[]", "u4": "uint32_t[]", "i8": "uint64_t[]", "u1": "uint8_t[]", "u8": "uint64_t[]"}
 
 
-class Lent:
-    """Fields of a C struct that point into numpy's memory, which lives as long as this."""
-
-    def __init__(self, struct: Any) -> None:
-        self._struct, self._arrays = struct, dict[str, tuple[npt.NDArray[Any], Any]]()
-
-    def lend(self, field: str, array: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
-        """Let a field point to an array."""
-        self.point(field, array, writable(kind, array))
-        return array
-
-    def point(self, field: str, array: npt.NDArray[Any], at: Any) -> None:
-        """The same where the pointer is made."""
-        setattr(self._struct, field, at)  # first: what C reads is alive, whatever interrupts us
-        self._arrays[field] = array, at
-
-    def take_back(self, *fields: str) -> None:
-        """Let them point to nothing."""
-        for field in fields:
-            setattr(self._struct, field, ffi.NULL)
-            self._arrays.pop(field, None)
-
-    def array(self, field: str) -> npt.NDArray[Any]:
-        """What a field points to."""
-        return self._arrays[field][0]
-
-    def nbytes(self) -> int:
-        """Bytes that are lent."""
-        return sum(array.nbytes for array, _ in self._arrays.values())
-
-
-class NativeCuckoo:
+class NativeCuckoo(NativeHierarchy[CuckooState, CuckooGeometry]):
     """Cuckoo ORAM in C."""
 
+    builds = "builds", "oram_cuckoo_build[]"
+    spare = LEFT
+    most = MAX_BLOCKS
+    fields = {"clock": "u8", "code": "u2", "log_addr": "u4", "log_code": "u2", "page_addr": "u4", "page_data": "u1"}
+    c_pairs = lib.oram_cuckoo_pairs
+
     def __init__(self, geometry: CuckooGeometry, state: CuckooState, keys: Keys, hash_key: bytes) -> None:
-        assert isinstance(keys, NativeKeys)
-        self._geometry, self._keys = geometry, keys
         g = geometry
-        if not 1 <= g.L < lib.ORAM_CUCKOO_LEVELS or g.c < 8 or not 1 <= g.N <= g.c << g.L:
-            raise ValueError("no geometry that the kernel can work with")
-        if len(hash_key) != 32:
-            raise ValueError("the key of the hash functions has 32 bytes")
-        prf, coins = lib.oram_prf_new(hash_key), lib.oram_coins_new()
-        if ffi.NULL in (prf, coins):
-            raise RuntimeError("libcrypto offers no AES-256 here")
-        self._prf, self._coins = ffi.gc(prf, lib.oram_prf_free), ffi.gc(coins, lib.oram_coins_free)
-        self._levels, self._builds = ffi.new("oram_cuckoo_level[]", g.L + 1), ffi.new("oram_cuckoo_build[]", g.L + 1)
-        self._struct = ffi.new(
-            "oram_cuckoo *",
-            {
-                "N": g.N, "B": g.B, "c": g.c, "L": g.L, "log_size": g.log_size, "slots": g.slots,
-                "each": -(-g.N // (g.c << g.L)), "levels": self._levels, "builds": self._builds, "prf": self._prf,
-                "coins": self._coins, "stash": LEFT,
-            },
-        )  # fmt: skip
-        self._places = [self._level(level) for level in range(g.L + 1)]
-        self._stashes = Lent(self._struct)
-        self._stash_of: npt.NDArray[np.int32] = self._stashes.lend("stash_of", np.full(LEFT, -1, np.int32), "int32_t[]")
-        self._stashes.lend("stash_addr", np.zeros(LEFT, np.uint32), "uint32_t[]")
-        self._stashes.lend("stash_data", np.zeros((LEFT, g.B), np.uint8), "uint8_t[]")
-        self._lent = [Lent(self._builds[level]) for level in range(g.L + 1)]
-        for first in range(0, g.L + 1, 3):
-            self._share(range(first, min(first + 3, g.L + 1)))
-        self.state = state
-        self._nothing = Slots(np.zeros((0, g.slot_size), np.uint8), np.zeros(0, np.uint8))
+        self._large = set[int]()
+        super().__init__(geometry, state, keys, hash_key, log_size=g.log_size, each=-(-g.N // (g.c << g.L)))
         self._region: Slots | None = None  # whose pointers are in _in_place
         self._reserve(1)
         self.forget(cold=False)
@@ -105,18 +51,13 @@ class NativeCuckoo:
     # --- memory
 
     def _level(self, level: int) -> Any:
-        """Its constants."""
-        g, c = self._geometry, self._levels[level]
-        shape, c.duration = g.levels[level], g.duration(level)
-        c.n, c.m, c.b, c.r, c.width = shape.n, shape.m, shape.b, shape.r, shape.width
-        c.first, _ = g.passes(level)
-        c.middle, c.stride = g.first_middle(level), stride(shape.m)
+        places = super()._level(level)
         first = 1 + min(self._first_write(level, built) for built in (False, True))
-        c.steps = max(1, 3 * first // 4)  # what was read by then finds its place in the rest
-        copies = range(g.L + 1) if level < g.L else range(2)
-        places = ffi.new("uint64_t[]", [g.place(level, copy) if copy > level or level == g.L else 0 for copy in copies])
-        c.place = places
+        self._levels[level].steps = max(1, 3 * first // 4)  # what was read by then finds its place in the rest
         return places
+
+    def _width(self, shape: LevelShape) -> int:
+        return shape.width
 
     def _first_write(self, level: int, built: bool) -> int:
         """The first access of a rebuild that writes: by then it must be placed."""
@@ -146,14 +87,10 @@ class NativeCuckoo:
             ("hand_addr", "u4", max(hands)), ("hand", "u1", max(hands) * g.B), ("content", "u4", max(contents)),
             ("fill", "u4", max(s.b for s in shapes)), ("stash", "u4", STASH),
         ]  # fmt: skip
+        self._point(levels, arrays)
         if levels[-1] > 0:
-            arrays += [("member", "u8", -(-g.N // 64)), ("rank", "u4", g.N // 512 + 1)]
-        for field, dtype, size in arrays:
-            array = np.zeros(size, dtype)
-            at = writable(C_TYPES[dtype], array)
-            for level in levels:
-                if level > 0 or field not in ("member", "rank"):
-                    self._lent[level].point(field, array, at)
+            of_members = [("member", "u8", -(-g.N // 64)), ("rank", "u4", g.N // 512 + 1)]
+            self._point(range(max(1, levels[0]), levels[-1] + 1), of_members)
         for level, hand, content in zip(levels, hands, contents, strict=True):
             self._builds[level].hands, self._builds[level].contents = hand, content
         if levels[0] == 0:
@@ -163,11 +100,11 @@ class NativeCuckoo:
         """Memory for a placement."""
         lent, shape = self._lent[level], self._geometry.levels[level]
         if self._builds[level].both == ffi.NULL:
+            if shape.n > KEPT:
+                self._large.add(level)
             lent.lend("full", np.empty(2 * shape.m, np.uint8), "uint8_t[]")
             lent.lend("root", np.empty(2 * shape.m, np.uint32), "uint32_t[]")
             lent.lend("both", np.empty(shape.n, np.uint32), "uint32_t[]")
-            if shape.n > KEPT:
-                self._large.add(level)
 
     def _take_back(self) -> None:
         """Memory of placements that are done, where it is much."""
@@ -183,28 +120,6 @@ class NativeCuckoo:
         for flush in range(-(-clock // g.c), (clock + m - 1) // g.c + 1):
             if flush > 0:
                 self._lend(g.target(flush))
-
-    @property
-    def state(self) -> CuckooState:
-        """The arrays."""
-        return self._state
-
-    @state.setter
-    def state(self, state: CuckooState) -> None:
-        lent = Lent(self._struct)
-        kinds = {"clock": "uint64_t[]", "code": "uint16_t[]", "log_addr": "uint32_t[]", "log_code": "uint16_t[]"}
-        for field, kind in {**kinds, "page_addr": "uint32_t[]", "page_data": "uint8_t[]"}.items():
-            lent.lend(field, getattr(state, field), kind)
-        self._state, self._pointers = state, lent
-        self._large: set[int] = set()
-
-    @property
-    def _clock(self) -> int:
-        return int(self._state.clock[0])
-
-    @property
-    def _built(self) -> bool:
-        return bool(self._state.clock[1])
 
     def _reserve(self, m: int) -> None:
         self._capacity = -1  # C may not run before all memory is there, whatever interrupts us
@@ -241,32 +156,12 @@ class NativeCuckoo:
             self._batch.known_mask = table - 1
         setattr(self._batch, f"{room}_room", size)
 
-    def memory(self) -> int:
-        """Bytes outside the state: for measurements."""
-        arrays = {id(a): a.nbytes for lent in [*self._lent, self._stashes] for a, _ in lent._arrays.values()}
-        return sum(arrays.values())
-
     def requests(self, m: int) -> Requests:
         """The kernel's own request buffers, for a batch of m."""
-        if m > self._capacity:
-            self._reserve(max(m, 1, min(2 * self._capacity, self._geometry.max_batch)))
-        self._requests.m, self._planned = m, -1
-        return self._requests
+        requests, self._planned = self._grown(m), -1
+        return requests
 
-    def _check(self, requests: Requests) -> None:
-        if requests is not self._requests or not 0 <= requests.m <= self._capacity:
-            raise ValueError("these requests are not the kernel's, or have outgrown it")
-
-    # --- hash functions and the index
-
-    def pairs(self, table: Table, addr: npt.NDArray[np.integer[Any]]) -> I64:
-        """The cells of these addresses in both tables of an epoch."""
-        given, pairs = np.ascontiguousarray(addr, np.uint32), np.empty((addr.size, 2), np.int64)
-        self._keys.run(
-            lib.oram_cuckoo_pairs, self._struct, table.level, table.epoch, given.size, pointer("uint32_t[]", given),
-            writable("int64_t[]", pairs),
-        )  # fmt: skip
-        return pairs
+    # --- the index
 
     def _home(self, code: int) -> Table | None:
         """The table that has the live copy of a block that is there; None: a top buffer."""
@@ -305,12 +200,6 @@ class NativeCuckoo:
             build.active = 0
         self._take_back()
 
-    def resume(self) -> tuple[I64, I64]:
-        """Stashes of all tables, and what the rebuilds had read of their current segment."""
-        if not self._cold:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return self._geometry.again(self._clock, self._built)
-
     def resumed(self, slots: Slots) -> None:
         """Put what was read where it was."""
         g, clock, state = self._geometry, self._clock, self._state
@@ -333,33 +222,12 @@ class NativeCuckoo:
         self._take_back()
         self._cold = False
 
-    def _put(self, call: Any, addr: U32, blocks: U8, at: int, n: int, *args: int) -> None:
-        self._run(
-            call,
-            self._struct,
-            *args,
-            pointer("uint32_t[]", addr[at : at + n]),
-            pointer("uint8_t[]", blocks[at : at + n]),
-        )
-
-    def _run(self, call: Any, *args: Any) -> None:
-        def checked(*given: Any) -> int:
-            code = int(call(*given))
-            if code == lib.ORAM_STASH_FULL:
-                raise StashOverflowError
-            return code
-
-        self._keys.run(checked, *args)
-
     # --- the steps
 
     def _plan(self, requests: Requests) -> None:
         self._check(requests)
         r, q = self._requests, self._batch
-        if self._cold:
-            if self.resume()[0].size:
-                raise ValueError("`resume` comes first")
-            self.resumed(self._nothing)
+        self._warm()
         while True:
             try:
                 self._keys.run(
@@ -412,37 +280,7 @@ class NativeCuckoo:
         if self._large:
             self._take_back()
 
-    def _shaped(self, slots: Slots, n: int) -> None:
-        if slots.data.shape != (n, self._geometry.slot_size) or slots.present.shape != (n,):
-            raise ValueError("another plan, or slots of another shape")
-
     # --- bulk
-
-    def open_slots(self, slots: I64, epochs: I64, sealed: Slots) -> tuple[U32, U8]:
-        """Addresses and blocks in clear."""
-        self._shaped(sealed, slots.size)
-        if epochs.shape != slots.shape:
-            raise ValueError("an epoch for each slot")
-        rows = np.empty((slots.size, 4 + self._geometry.B), np.uint8)
-        self._keys.run(
-            lib.oram_cuckoo_open, self._struct, self._keys.struct, slots.size, pointer("uint64_t[]", slots),
-            pointer("uint64_t[]", epochs), pointer("uint8_t[]", sealed.data), pointer("uint8_t[]", sealed.present),
-            writable("uint8_t[]", rows),
-        )  # fmt: skip
-        addr = np.ascontiguousarray(rows[:, :4]).view("<u4").reshape(-1).astype(np.uint32)
-        return addr, np.ascontiguousarray(rows[:, 4:])
-
-    def seal_slots(self, slots: I64, epoch: int, source: I64, addr: U32, blocks: U8) -> U8:
-        """Seal given content."""
-        n = len(blocks)
-        if source.shape != slots.shape or addr.shape != (n,) or source.max(initial=-1) >= n:
-            raise ValueError("a row for each slot")
-        sealed = np.empty((slots.size, self._geometry.slot_size), np.uint8)
-        self._keys.run(
-            lib.oram_cuckoo_seal, self._struct, self._keys.struct, slots.size, pointer("uint64_t[]", slots), epoch,
-            pointer("int64_t[]", source), pointer("uint32_t[]", addr), pointer("uint8_t[]", blocks), writable("uint8_t[]", sealed),
-        )  # fmt: skip
-        return sealed
 
     def build(self, addr: U32) -> I64:
         """Place these blocks in a bottom of epoch 0."""
@@ -477,21 +315,5 @@ class NativeCuckoo:
             self._take_back()
         return cell
 
-    @property
-    def stash_size(self) -> int:
-        """Blocks in the stashes of all tables. Secret."""
-        g = self._geometry
-        copies = {table: (table.epoch >> g.L) & 1 for table in g.alive(self._clock, self._built)}
-        places = [
-            table.level * 16 + (copy if table.level == g.L else g.target(table.epoch + (1 << table.level)))
-            for table, copy in copies.items()
-        ]
-        return int(np.isin(self._stash_of, places).sum())
 
-
-def stride(m: int) -> int:
-    """How far apart the cells are that come one after the other where trees are placed: a number without a factor of 2m in common."""
-    return next(a for a in range(int(2 * m * 0.6180339887) | 1, 4 * m) if math.gcd(a, 2 * m) == 1)
-
-
-assert (STASH, CHUNK_STASH) == (lib.ORAM_CUCKOO_STASH, lib.ORAM_CUCKOO_CHUNK)
+assert lib.ORAM_CUCKOO_CHUNK == CHUNK_STASH
