@@ -8,14 +8,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from oram.types import F64, I64
+from oram.types import I64
+from oram.zipf import PUTS, THETA, popularity
 
-__all__ = ["HOTTEST", "PUTS", "RECORDS", "THETA", "WORKLOADS", "Request", "Workload", "popularity", "records"]
+__all__ = ["HOTTEST", "RECORDS", "WORKLOADS", "Request", "Workload", "records"]
 
-#: Skew of a workload: the k-th most popular record is asked for in proportion to 1 / k^THETA, as in YCSB.
-THETA = 0.99
-#: Share of puts among the requests that hit.
-PUTS = 0.1
 #: Records of the stores of a page.
 RECORDS = 512
 
@@ -58,13 +55,6 @@ class Workload:
                 else:
                     yield Request(number, _key(number), b"put %d" % i if put else None)
             first += _CHUNK
-
-
-def popularity(n: int) -> F64:
-    """Probability of the most popular record, of the next one, and so on, for n records: float64 (n,)."""
-    weights: F64 = np.arange(1, n + 1, dtype=np.float64) ** -THETA
-    share: F64 = weights / weights.sum()
-    return share
 
 
 def records() -> list[tuple[bytes, bytes]]:

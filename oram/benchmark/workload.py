@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from oram.audit.workload import popularity
 from oram.errors import ParameterError
 from oram.types import I64
+from oram.zipf import popularity
 
 __all__ = ["SCAN", "WORKLOADS", "Kind", "Recorder", "Request", "Workload", "key_of", "read_trace"]
 

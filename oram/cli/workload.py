@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oram.audit.workload import PUTS, THETA, popularity
+from oram.zipf import PUTS, THETA, popularity
 
 __all__ = ["PUTS", "THETA", "Request", "characters", "requests"]
 
