@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,7 +18,8 @@ from oram.benchmark.workload import key_of
 from oram.errors import ParameterError
 from oram.params import SCHEMES
 from oram.testing.remote import RemoteBackend
-from oram.trace import TraceBackend
+from oram.testing.worlds import Work, observe, same
+from oram.trace import Event, TraceBackend
 
 __all__ = ["KINDS", "LAYERS", "blowup", "kinds", "layers", "seal_4096", "stash"]
 
@@ -34,71 +35,121 @@ KINDS: dict[str, Callable[[Any, int, int], object]] = {
 }
 
 
-def _filled(scheme: str, N: int, B: int, **options: Any) -> tuple[oram.ObliviousStore, TraceBackend]:
+def _filled(
+    scheme: str, N: int, B: int, scratch: Callable[[], Any], **options: Any
+) -> tuple[oram.ObliviousStore, TraceBackend]:
     """Half full, behind a trace, as over a network: the write-back rides with the next read."""
     trace = TraceBackend(RemoteBackend(MemoryBackend()))
     items = [(key_of(i), b"v") for i in range(N // 2)]
-    state = options.pop("state")
     store = oram.create(
-        trace, key=_KEY, capacity=N, block_size=B, scheme=scheme, items=items, state=state, durability="process", **options
+        trace, key=_KEY, capacity=N, block_size=B, scheme=scheme, items=items, state=scratch(), durability="process", **options
     )  # fmt: skip
     return store, trace
 
 
-def _counted(trace: TraceBackend, accesses: int) -> dict[str, float]:
-    moved = sum(slot >= 0 for event in trace.events for slot in event.indices)
-    return {
-        "slots": moved / accesses,
-        "bytes_down": trace.bytes_read / accesses,
-        "bytes_up": trace.bytes_written / accesses,
-        "round_trips": trace.round_trips / accesses,
-    }
+def _counted(events: Sequence[Event], accesses: int) -> dict[str, float]:
+    """Bytes and round trips of an access; a slot that a group of XORs leaves out is none."""
+    down = up = 0
+    for event in events:
+        slots = 1 if event.op == "xor" else sum(slot >= 0 for slot in event.indices)
+        down += slots * event.slot_size if event.op in ("read", "xor") else 0
+        up += slots * event.slot_size if event.op == "write" else 0
+    trips = {event.trip for event in events}
+    return {"bytes_down": down / accesses, "bytes_up": up / accesses, "round_trips": len(trips) / accesses}
 
 
-def blowup(scheme: str, N: int, B: int, scratch: Callable[[], Any], accesses: int = 192) -> dict[str, Any]:
-    """Slots, bytes and round trips of an access, on average, without a tree-top cache; and set-up time and client state.
+def blowup(scheme: str, N: int, B: int, scratch: Callable[[], Any]) -> dict[str, Any]:
+    """Bytes and round trips of an access, on average, without a tree-top cache; and set-up time, server space and client state.
 
-    Of Cuckoo, whose rebuilds take their turns, the average is over one period of its bottom, N accesses, after one before it; of the others over
-    ``accesses``. Ring's includes evictions, and those early reshuffles that a young tree has.
+    Of whole periods: Ring evicts once in A accesses, and is counted after 2 N of them, because a young tree has fewer early reshuffles; Cuckoo's bottom is
+    rebuilt once in N, and is counted once before.
     """
     begin = time.perf_counter()
-    store, trace = _filled(scheme, N, B, state=scratch(), tree_top=0)
+    store, trace = _filled(scheme, N, B, scratch, tree_top=0)
     created = time.perf_counter() - begin
     with store:
-        slots = sum(shape.slots for name, shape in trace.regions().items() if name.startswith("slots"))
-        for i in range(32):
-            store.get(key_of(i))
+        stored = sum(
+            shape.slots * shape.slot_size
+            for name, shape in trace.regions().items()
+            if name.startswith(("slots", "meta"))
+        )
+        period = {"ring": 8 * int(store.info().get("A", 0)), "cuckoo": N}.get(scheme, 32)
+        for first in range(0, 2 * N if scheme == "ring" else 64, 64):
+            trace.clear()
+            store.get_many([key_of((first + i) % (N // 2)) for i in range(64)])
+        store.get(key_of(0))  # what the last batch has still to write
         trace.clear()
-        for i in range(accesses):
+        single = 64 if scheme == "linear" else period if scheme == "ring" else 192
+        for i in range(single):
             store.get(key_of(i % (N // 2)))
-        counted = _counted(trace, accesses)
+        counted, accesses = _counted(trace.events, single), single
         if scheme == "cuckoo":
-            accesses = -(-N // 64) * 64
-            sums = dict.fromkeys(counted, 0.0)
+            sums, accesses = dict.fromkeys(counted, 0.0), -(-N // 64) * 64
             for turn in range(2):
                 for first in range(0, accesses, 64):
                     trace.clear()
                     store.get_many([key_of((first + i) % (N // 2)) for i in range(64)])
                     if turn:
-                        sums = {what: sums[what] + value for what, value in _counted(trace, accesses).items()}
+                        sums = {what: sums[what] + value for what, value in _counted(trace.events, accesses).items()}
             counted = {**sums, "round_trips": counted["round_trips"]}
         return {
             "scheme": scheme, "N": N, "block_size": B, "accesses": accesses, **counted,
             "blowup": (counted["bytes_down"] + counted["bytes_up"]) / B,
-            "server_slots_a_block": slots / N,
-            "client_bytes_a_block": store.stats().state_bytes / N,
+            "server_blowup": stored / (N * B),
+            "client_bytes": store.stats().state_bytes,
             "create_seconds": created,
         }  # fmt: skip
 
 
-def kinds(scheme: str, N: int, B: int, scratch: Callable[[], Any], rounds: int = 120) -> Iterator[dict[str, Any]]:
-    """For each kind of request: what the server sees of it, and its time with the half-width of a 95 % confidence interval, the kinds taking turns."""
-    store, trace = _filled(scheme, N, B, state=scratch())
+def kinds(scheme: str, N: int, B: int, scratch: Callable[[], Any], rounds: int) -> Iterator[dict[str, Any]]:
+    """For each kind of request what the server sees, exactly, and its time.
+
+    Seen is the whole of a small store's life, ``_SEEN`` puts that fill half of it and as many requests of one kind, under randomness that looks up the
+    same leaves for each kind (``testing.worlds``): identical says whether the server saw the very same. The time, with the half-width of its 95 %
+    confidence interval, is that of a store of N blocks, the kinds taking turns.
+    """
+
+    def make() -> tuple[oram.ObliviousStore, TraceBackend]:
+        trace = TraceBackend(RemoteBackend(MemoryBackend()))
+        options: dict[str, Any] = {
+            "capacity": 2 * _SEEN,
+            "block_size": B,
+            "scheme": scheme,
+            "tree_top": 0,
+            "durability": "process",
+        }
+        return oram.create(trace, key=_KEY, state=scratch(), **options), trace
+
+    def life(kind: str) -> Work:
+        def work(store: oram.ObliviousStore) -> None:
+            for i in range(_SEEN):
+                store.put(key_of(i), b"v")
+            for i in range(_SEEN):
+                KINDS[kind](store, i, _SEEN)
+
+        return work
+
+    views = {kind: observe(make, life(kind), 1) for kind in KINDS}
+    first = views["get, a hit"]
+    times = _times(scheme, N, B, scratch, rounds)
+    for kind, view in views.items():
+        middle = sorted(times[kind])[rounds // 10 : rounds - rounds // 10]  # a noisy machine
+        yield {
+            "scheme": scheme, "kind": kind, "block_size": B, "seen_N": 2 * _SEEN, "seen_accesses": 2 * _SEEN, **_counted(view.events, 2 * _SEEN),
+            "identical": same(first, view), "N": N, "rounds": rounds,
+            "microseconds": statistics.fmean(middle), "microseconds_ci95": 1.96 * statistics.stdev(middle) / len(middle) ** 0.5,
+        }  # fmt: skip
+
+
+_SEEN = 32
+
+
+def _times(scheme: str, N: int, B: int, scratch: Callable[[], Any], rounds: int) -> dict[str, list[float]]:
+    """Microseconds of each request, by kind."""
+    store, trace = _filled(scheme, N, B, scratch)
     with store:
-        seen: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
         times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        order = np.random.default_rng(1)
-        names = list(KINDS)
+        order, names = np.random.default_rng(1), list(KINDS)
         for kind in names:
             KINDS[kind](store, 0, N // 2)  # the first access has no write-back to carry
         for i in range(rounds):
@@ -107,39 +158,36 @@ def kinds(scheme: str, N: int, B: int, scratch: Callable[[], Any], rounds: int =
                 begin = time.perf_counter()
                 KINDS[names[k]](store, i, N // 2)
                 times[names[k]].append(1e6 * (time.perf_counter() - begin))
-                seen[names[k]].append(_counted(trace, 1))
-        for kind in KINDS:
-            means = {what: statistics.fmean(each[what] for each in seen[kind]) for what in seen[kind][0]}
-            errors = {
-                f"{what}_ci95": 1.96 * statistics.stdev(each[what] for each in seen[kind]) / rounds**0.5
-                for what in ("slots", "bytes_down", "bytes_up")
-            }
-            middle = sorted(times[kind])[rounds // 10 : rounds - rounds // 10]  # a noisy machine
-            yield {
-                "scheme": scheme, "kind": kind, "N": N, "block_size": B, "rounds": rounds, **means, **errors,
-                "microseconds": statistics.fmean(middle), "microseconds_ci95": 1.96 * statistics.stdev(middle) / len(middle) ** 0.5,
-            }  # fmt: skip
+    return times
+
+
+#: Accesses, at least, after which a stash is as large as a share that is told says.
+_FEWEST = 10
 
 
 def stash(scheme: str, N: int, accesses: int, seed: int) -> dict[str, Any]:
-    """The share of accesses after which the stash holds more than R blocks, R = 0, 1, ...: round robin, which fills it most, without a tree-top cache."""
+    """The share of looks at which the stash holds more than R blocks, R = 0, 1, ..., as far down as ``_FEWEST`` of them tell; without a tree-top cache.
+
+    Round robin, which fills it most. A look is after each access of Path, and of Ring after each eviction, one in A accesses, as in the papers.
+    """
     # slots of one block, so that a page is a bucket of the papers
     params: Any = oram.PathParams(Z=4, page_levels=1) if scheme == "path" else SCHEMES[scheme]()
     store = oram.create(
         MemoryBackend(), key=_KEY, capacity=N, block_size=16, scheme=params, tree_top=0, keyed=False, durability="none"
     )
     with store:
-        block = bytes(16)
+        block, A = bytes(16), int(store.info().get("A", 1))
         for first in range(0, N, 64):
             store.blocks.write_many(range(first, min(first + 64, N)), [block] * min(64, N - first))
         counts = np.zeros(256, np.int64)
-        for i in range(accesses):
+        for i in range(-N % A + accesses // A * A):  # so that looks are where evictions are
             store.blocks.read(i % N)
-            counts[min(store.stats().stash, 255)] += 1
+            if (N + i + 1) % A == 0:
+                counts[min(store.stats().stash, 255)] += 1
+    looks = int(counts.sum())
     above = counts[::-1].cumsum()[::-1] - counts
-    tail = (above / accesses).tolist()
-    last = max((r for r, share in enumerate(tail) if share), default=0)
-    return {"scheme": scheme, "N": N, "accesses": accesses, "seed": seed, "tail": tail[: last + 2]}
+    tail = [int(count) / looks for count in above if count >= _FEWEST]
+    return {"scheme": scheme, "N": N, "accesses": accesses, "looks": looks, "seed": seed, "tail": tail}
 
 
 def seal_4096(cipher: str) -> float:

@@ -21,6 +21,7 @@ _COLOURS = {
     "plain-lmdb": "#374151", "plain-redis": "#991b1b", "pyoram": "#0891b2",
 }  # fmt: skip
 _MARKS = "osD^vP*X<>"
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 5)), (0, (3, 5, 1, 5)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def _axes(title: str, x: str, y: str, *, log_x: bool = False, log_y: bool = Fals
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log_x:
-        axes.set_xscale("log", base=2 if x.split(",")[0] in ("N", "B", "requests of a call") else 10)
+        axes.set_xscale("log", base=2 if x.split(",")[0] in ("N", "B", "requests of a window") else 10)
     if log_y:
         axes.set_yscale("log")
     axes.grid(visible=True, which="major", alpha=0.3)
@@ -104,15 +105,15 @@ def _lines(
     return Drawn(title, caption, _svg(figure), table)
 
 
-def _bars(
-    pairs: Sequence[tuple[str, float]], title: str, label: str, caption: str, *, log: bool = True
-) -> Drawn | None:
+def _dots(pairs: Sequence[tuple[str, float]], title: str, label: str, caption: str) -> Drawn | None:
+    """A value each, on a logarithmic axis, where bars would have no length."""
     if not pairs:
         return None
-    figure, axes = _axes(title, label, "", log_x=log)
+    figure, axes = _axes(title, label, "", log_x=True)
+    figure.set_size_inches(7.4, 1.2 + 0.3 * len(pairs))
     for i, (name, value) in enumerate(pairs):
-        axes.barh(name, value, color=_colour(name.split(",")[0], i), height=0.65)
-        axes.text(value, i, f" {number(value)}", va="center", fontsize=8)
+        axes.plot([value], [name], marker=_MARKS[i % 10], ms=7, color=_colour(name.split(",")[0], i))
+        axes.annotate(number(value), (value, i), (8, 0), textcoords="offset points", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     return Drawn(title, caption, _svg(figure), [["", label], *([name, number(value)] for name, value in pairs)])
@@ -141,7 +142,7 @@ def _said(results: Results, *without: str) -> str:
     units = {
         "N": "N = {:,} blocks",
         "block_size": "B = {} bytes",
-        "batch": "batches of {}",
+        "batch": "windows of {} requests",
         "rtt": "{} ms of round trip added",
         "workload": "workload {}",
         "cipher": "{}",
@@ -154,34 +155,31 @@ def _moved(results: Results) -> Drawn | None:
     B = results.plan["block_sizes"][0]
     return _lines(
         results.access, "scheme", "N", "blowup", "Bytes moved by an access, in blocks", ("N, blocks", "bytes down and up / B"),
-        f"Counted from the trace, not timed; B = {B} bytes, no tree-top cache, seals and metadata included. What the number of blocks costs each scheme.",
+        f"Counted from the trace, not timed; B = {B} bytes, no tree-top cache, seals and metadata included. Ring is asked for XORs, as over a network where "
+        "they pay.",
     )  # fmt: skip
+
+
+def _at_one_N(results: Results) -> list[Row]:
+    """What accesses of all schemes cost at the largest N that all of them were counted at, or each at its own."""
+    sizes: dict[str, dict[int, Row]] = {}
+    for row in results.access:
+        sizes.setdefault(row["scheme"], {})[row["N"]] = row
+    common = set.intersection(*map(set, sizes.values())) if sizes else set()
+    return [each[max(common or each)] for each in sizes.values()]
 
 
 def _bytes(results: Results) -> Drawn | None:
-    largest: dict[str, Row] = {row["scheme"]: row for row in results.access}
-    drawn = _bars(
-        [(name, row["bytes_down"] + row["bytes_up"]) for name, row in largest.items()], "Bytes and round trips of an access", "bytes an access",
-        "Counted from the trace at the largest N measured of each scheme, as over a network: the write-back rides with the next read.",
+    listed = _at_one_N(results)
+    drawn = _dots(
+        [(f"{row['scheme']}, N = {row['N']:,}", row["bytes_down"] + row["bytes_up"]) for row in listed], "Bytes of an access",
+        "bytes down and up", "Counted from the trace, as over a network: the write-back rides with the next read. No tree-top cache.",
     )  # fmt: skip
     if drawn is not None:
-        head = ["scheme", "N", "slots", "bytes down", "bytes up", "round trips", "slots at the server / N"]
+        names = ("bytes_down", "bytes_up", "round_trips", "server_blowup")
+        head = ["scheme", "N", "bytes down", "bytes up", "round trips", "bytes at the server / (N B)"]
         drawn.table[:] = [head] + [
-            [
-                name,
-                *map(
-                    number,
-                    (
-                        row["N"],
-                        row["slots"],
-                        row["bytes_down"],
-                        row["bytes_up"],
-                        row["round_trips"],
-                        row["server_slots_a_block"],
-                    ),
-                ),
-            ]
-            for name, row in largest.items()
+            [row["scheme"], number(row["N"]), *(number(row[name]) for name in names)] for row in listed
         ]
     return drawn
 
@@ -192,44 +190,55 @@ def _stash(results: Results) -> Drawn | None:
         for row in results.stash
         for r, share in enumerate(row["tail"])
     ]
-    accesses = results.stash[0]["accesses"] if results.stash else 0
+    how = "; ".join(f"{row['scheme']}, N = {row['N']:,}, {row['looks']:,} looks" for row in results.stash)
     return _lines(
-        rows, "scheme", "R", "share", "Stash", ("R, blocks", "share of accesses after which the stash holds more than R"),
-        f"Round robin over all blocks, which fills the stash most, {accesses:,} accesses, no tree-top cache. "
-        "The papers' tails are log-linear: oram reproduce measures them in full.",
+        rows, "scheme", "R", "share", "Stash", ("R, blocks", "share of looks at which the stash holds more than R"),
+        f"Round robin over all blocks, which fills the stash most: {how}; of Path after each access, of Ring after each eviction, no tree-top cache; cut where "
+        "fewer than 10 looks tell. The papers' tails are log-linear: oram reproduce measures them in full.",
         log_x=False,
     )  # fmt: skip
 
 
-def _cdf(backend: str) -> Callable[[Results], Drawn | None]:
+def _latency(backend: str) -> Callable[[Results], Drawn | None]:
     def draw_it(results: Results) -> Drawn | None:
         rows = _varied(results, "", backend)
         if not rows:
             return None
-        figure, axes = _axes(f"Latency, {backend}", "milliseconds of a call", "share of calls", log_x=True)
+        title = f"Latency, {backend}"
+        figure, axes = _axes(title, "milliseconds of a call", "share of calls that take longer", log_x=True, log_y=True)
         table = [["subject", "calls", "p50, ms", "p99, ms", "p99.9, ms", "largest, ms"]]
         for i, row in enumerate(rows):
-            shares = [k / (len(row["cdf"]) - 1) for k in range(len(row["cdf"]))]
-            axes.plot(row["cdf"], shares, lw=1.6, color=_colour(row["subject"], i), label=row["subject"])
+            shares, times = zip(*row["slower"], strict=True)
+            style: dict[str, Any] = {"lw": 1.6, "ls": _DASHES[i % len(_DASHES)], "color": _colour(row["subject"], i)}
+            axes.plot(times, shares, drawstyle="steps-post", label=row["subject"], **style)
             table.append(
                 [row["subject"], *map(number, (row["calls"], row["p50"], row["p99"], row["p999"], row["max"]))]
             )
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-        return Drawn(
-            f"Latency, {backend}", f"{_said(results)}. Wall-clock time; the subjects took turns.", _svg(figure), table
-        )
+        said = f"{_said(results)}. Wall-clock time; the subjects took turns. A percentile is told where at least five calls lie beyond it."
+        return Drawn(title, said, _svg(figure), table)
 
     return draw_it
 
 
-def _against(name: str, label: str, backend: str, *, log_x: bool = True) -> Callable[[Results], Drawn | None]:
+def _against(name: str, label: str, backend: str) -> Callable[[Results], Drawn | None]:
     def draw_it(results: Results) -> Drawn | None:
         rows = _varied(results, name, backend)
         if len({row[name] for row in rows}) < 2:
             return None
+        title = f"Throughput against {label.split(',')[0]}, {backend}"
+        said = (
+            f"{_said(results, name)}. One client, one call after the other; bars are the least and the most of five turns. "
+            "Subjects at one place of the axis took turns; those at another had their own."
+        )
+        if name == "rtt" and backend == "memory":
+            said += " At 0 a store works in its own memory; with a round trip it asks for slots and waits."
+        if name in ("workload", "cipher"):
+            return _dots(
+                [(f"{row['subject']}, {row[name]}", row["a_second"]) for row in rows], title, "requests a second", said
+            )
         return _lines(
-            rows, "subject", name, "a_second", f"Throughput against {label.split(',')[0]}, {backend}", (label, "requests a second"),
-            f"{_said(results, name)}. One client, one call after the other; bars are the least and the most of five turns.", log_x=log_x,
+            rows, "subject", name, "a_second", title, (label, "requests a second"), said, log_x=name != "rtt",
             ranges=("a_second_least", "a_second_most"),
         )  # fmt: skip
 
@@ -237,25 +246,26 @@ def _against(name: str, label: str, backend: str, *, log_x: bool = True) -> Call
 
 
 def _memory(results: Results) -> Drawn | None:
-    largest: dict[str, Row] = {row["scheme"]: row for row in results.access}
-    return _bars(
-        [(name, row["client_bytes_a_block"]) for name, row in largest.items()], "Client memory", "bytes of client state a block",
-        "The persisted client state at the largest N measured of each scheme, without a tree-top cache and with a directory of 16 bytes a record.",
+    return _lines(
+        results.access, "scheme", "N", "client_bytes", "Client state", ("N, blocks", "bytes that the client keeps"),
+        f"Persisted, without a tree-top cache, with a directory of 16 bytes a record; B = {results.plan['block_sizes'][0]} bytes, on which that part depends "
+        "which is the same for each N: pools and buffers for whole blocks.",
     )  # fmt: skip
 
 
 def _set_up(results: Results) -> Drawn | None:
     rows = [row for backend in results.plan["backends"] for row in _varied(results, "", backend)]
-    return _bars(
+    return _dots(
         [(f"{row['subject']}, {row['backend']}", row["set_up_seconds"]) for row in rows], "Set-up", "seconds",
         f"Making the store and filling it half; {_said(results, 'batch', 'workload')}. One run each: read it as an order of magnitude.",
     )  # fmt: skip
 
 
 def _layers(results: Results) -> Drawn | None:
-    drawn = _bars(
+    at = "".join(f", N = {row['N']:,}, B = {row['block_size']}, {row['cipher']}" for row in results.layers[:1])
+    drawn = _dots(
         [(row["layer"], row["microseconds"]) for row in results.layers], "What each layer of safety costs", "microseconds of a put, median",
-        "On LMDB, Path ORAM without a tree-top cache. Each row does what the one above it does, and more. "
+        f"On LMDB, Path ORAM without a tree-top cache{at}. Each row does what the one above it does, and more. "
         "The difference is what that costs; one that is less than half the quartiles' distance is noise.",
     )  # fmt: skip
     if drawn is not None:
@@ -270,11 +280,17 @@ def _layers(results: Results) -> Drawn | None:
     return drawn
 
 
+#: Settings that figures vary.
+_AXES = {
+    "batch": "requests of a window", "rtt": "round trip, ms added", "N": "N, blocks", "block_size": "B, bytes", "workload": "workload", "cipher": "cipher",
+}  # fmt: skip
+
+
 def _figures(backends: Sequence[str]) -> Iterable[Callable[[Results], Drawn | None]]:
     yield from (_moved, _bytes)
-    yield from map(_cdf, backends)
-    for name, label in (("batch", "requests of a call"), ("rtt", "round trip, ms added"), ("N", "N, blocks"), ("block_size", "B, bytes")):  # fmt: skip
-        yield from (_against(name, label, backend, log_x=name != "rtt") for backend in backends)
+    yield from map(_latency, backends)
+    for name, label in _AXES.items():
+        yield from (_against(name, label, backend) for backend in backends)
     yield from (_stash, _memory, _set_up, _layers)
 
 

@@ -66,9 +66,8 @@ class Place:
         """An empty backend, and what ``oram.create`` has to be told besides."""
         if self.kind == "memory":
             memory = MemoryBackend()
-            if not self.rtt:
-                return memory, {"durability": "none"}
-            return RemoteBackend(memory, self.rtt), {"durability": "process", "state": self.scratch()}
+            far = RemoteBackend(memory, self.rtt) if self.rtt else memory
+            return far, {"durability": "none", **({"state": self.scratch()} if self.rtt else {})}
         if self.kind == "lmdb":
             return LMDBBackend(self.scratch() / "store", sync=False), {"durability": "process"}
         from oram.backends import RedisBackend

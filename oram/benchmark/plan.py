@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from oram.benchmark.place import BACKENDS, check_server
-from oram.benchmark.subject import subjects
-from oram.benchmark.workload import WORKLOADS
+from oram.benchmark.subject import names
+from oram.benchmark.workload import WORKLOADS, read_trace
 from oram.errors import ParameterError
 
 __all__ = ["QUICK", "Plan"]
 
 CIPHERS = ("aes-256-gcm", "aegis-256")
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         problems = [f"{each.name} must not be empty" for each in fields(self) if getattr(self, each.name) == ()]
-        known = subjects()
+        known = names()
         problems += [
             f"no subject {name!r}: there are {', '.join(known)}" for name in self.subjects if name not in known
         ]
@@ -71,11 +72,8 @@ class Plan:
             except ParameterError as error:
                 problems.append(str(error))
         problems += [f"no cipher {name!r}: {', '.join(CIPHERS)}" for name in self.ciphers if name not in CIPHERS]
-        problems += [
-            f"no workload {name!r}: {', '.join(WORKLOADS)}, or the path of a trace"
-            for name in self.workloads
-            if name not in WORKLOADS and not Path(name).is_file()
-        ]
+        for name in self.workloads:
+            problems += self._troubles(name)
         if not all(16 <= n <= 1 << 24 for n in self.capacities):
             problems.append("a capacity must be from 16 to 2^24 blocks")
         if not all(32 <= size <= 1 << 20 for size in self.block_sizes):
@@ -86,8 +84,27 @@ class Plan:
             problems.append("a round trip must be from 0 to 1000 ms")
         if not 0.01 <= self.seconds <= 3600:
             problems.append("seconds must be from 0.01 to 3600")
+        if self.seed < 0:
+            problems.append("seed must not be negative")
         if problems:
             raise ParameterError("; ".join(problems))
+
+    def _troubles(self, workload: str) -> list[str]:
+        """What is wrong with a workload, of a trace also with its records."""
+        if workload in WORKLOADS:
+            return []
+        if not Path(workload).is_file():
+            return [f"no workload {workload!r}: {', '.join(WORKLOADS)}, or the path of a trace"]
+        try:
+            put = {each.number for each in read_trace(Path(workload)) if each.kind == "put"}
+        except ParameterError as error:
+            return [str(error)]
+        over = [N for N in self.capacities if N // 2 + sum(number >= N // 2 for number in put) > N]
+        return (
+            [f"{workload} puts more records than a capacity of {min(over)} has room for, half of it being taken"]
+            if over
+            else []
+        )
 
     @classmethod
     def of(cls, values: Mapping[str, Any], base: Self) -> Self:
@@ -103,7 +120,7 @@ class Plan:
                 kind, listed = type(found[name]), [value]
             allowed = (int, float) if kind is float else (kind,)
             if not all(isinstance(each, allowed) and isinstance(each, bool) == (kind is bool) for each in listed):
-                raise ParameterError(f"{name} must be of {kind.__name__}")
+                raise ParameterError(f"{name}: not {_KINDS[kind]}")
             found[name] = tuple(map(kind, listed)) if isinstance(found[name], tuple) else kind(value)
         return cls(**found)
 

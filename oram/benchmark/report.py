@@ -52,19 +52,29 @@ def _figure(drawn: Drawn, at: int) -> str:
 def _kinds(results: Results) -> str:
     if not results.kinds:
         return ""
-    head = ["scheme", "request", "slots", "± 95 %", "bytes down", "bytes up", "round trips", "microseconds", "± 95 %"]
+    head = [
+        "scheme",
+        "request",
+        "the server saw",
+        "bytes down",
+        "bytes up",
+        "round trips",
+        "N, timed",
+        "microseconds",
+        "± 95 %",
+    ]
+    names = ("bytes_down", "bytes_up", "round_trips", "N", "microseconds", "microseconds_ci95")
     rows = [
-        [
-            row["scheme"], row["kind"],
-            *(number(row[name]) for name in ("slots", "slots_ci95", "bytes_down", "bytes_up", "round_trips", "microseconds", "microseconds_ci95")),
-        ]
+        [row["scheme"], row["kind"], "the very same" if row["identical"] else "SOMETHING ELSE", *(number(row[name]) for name in names)]
         for row in results.kinds
     ]  # fmt: skip
+    seen = results.kinds[0]
     return (
-        "<h2>Hit, miss, get, put and delete cost the same</h2><p>What the server sees of each kind of request, counted from the trace, on average; "
-        "and its time in this process, trace included. "
-        "Where slots vary at all (Ring evicts now and then, Cuckoo rebuilds) it is by the clock and never by the request: "
-        "<code>tests/evidence</code> demands equality, access by access. Times differ by what the client does with a record.</p>" + _table([head, *rows])
+        f"<h2>Hit, miss, get, put and delete cost the same</h2><p>Stores of {seen['seen_N']} blocks whose whole life the server watched, "
+        f"{seen['seen_accesses']} accesses, the second half of them of one kind, without a tree-top cache and under randomness that looks up the same for "
+        "each kind: event by event it saw the very same, slots of a Ring bucket up to their names. Bytes and round trips are those of an access. "
+        "The time is this process's, trace included, of stores of N blocks with the default cache; it differs by what the client does with a record.</p>"
+        + _table([head, *rows])
     )  # fmt: skip
 
 
@@ -74,7 +84,7 @@ def _compared(results: Results) -> str:
         "backend",
         "N",
         "B",
-        "batch",
+        "window",
         "round trip, ms",
         "workload",
         "cipher",
@@ -91,7 +101,12 @@ def _compared(results: Results) -> str:
         ]
         for r in results.compared
     ]  # fmt: skip
-    return "<h2>All comparisons</h2>" + _table([head, *rows]) if rows else ""
+    return (
+        "<h2>All comparisons</h2><p>A window of m requests of a workload is one call for its gets, and one for its puts, each key once; a scan counts as the "
+        "records that it asks for.</p>" + _table([head, *rows])
+        if rows
+        else ""
+    )
 
 
 def _head(where: dict[str, Any]) -> str:
@@ -103,11 +118,8 @@ def _head(where: dict[str, Any]) -> str:
 
 def page(results: Results) -> str:
     """The whole page."""
-    from oram.benchmark.subject import subjects
-
     where, figures = results.provenance, draw(results)
-    known = subjects()
-    listed = [[name, known[name].says] for name in results.plan["subjects"] if name in known]
+    listed = [[name, says] for name, says in results.subjects.items()]
     skipped = "".join(
         f"<li><b>{html.escape(row['what'])}</b>: {html.escape(row['why'])}</li>" for row in results.skipped
     )

@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,16 +21,19 @@ from oram import kernels
 from oram.benchmark import counting
 from oram.benchmark.place import Place, PlaceMissingError, kind_of, places
 from oram.benchmark.plan import Plan
-from oram.benchmark.subject import Case, Session, Subject, SubjectMissingError, named
+from oram.benchmark.subject import BASELINES, Case, Session, Subject, SubjectMissingError, named
 from oram.benchmark.workload import SCAN, WORKLOADS, Request, key_of, read_trace
-from oram.errors import OramError
+from oram.errors import OramError, ParameterError
 from oram.params import SCHEMES
 from oram.provenance import provenance
 
 __all__ = ["Results", "measure"]
 
+LINEAR = 4096  # blocks up to which Linear is measured
+_EVERY_SLOT = "it touches every slot, which takes too long"
 ROUNDS = 5  # turns of each subject in a comparison
 _WARM = 3  # calls before the first turn
+_BEYOND = 5  # calls that lie beyond a percentile that is told
 
 Row: TypeAlias = dict[str, Any]
 Progress: TypeAlias = Callable[[str, int, int], None]  # what, of how many comparisons, how many are done
@@ -41,6 +45,7 @@ class Results:
 
     provenance: dict[str, Any]
     plan: dict[str, Any]
+    subjects: dict[str, str] = field(default_factory=dict)  #: what each of them is, in words
     compared: list[Row] = field(default_factory=list)  #: rate and latency of each subject in each combination
     access: list[Row] = field(default_factory=list)  #: what an access of a scheme costs, counted
     kinds: list[Row] = field(default_factory=list)  #: that of each kind of request
@@ -56,9 +61,22 @@ class Results:
     def from_json(cls, text: str) -> Results:
         """ValueError for anything else."""
         try:
-            return cls(**json.loads(text))
-        except (TypeError, json.JSONDecodeError):
-            raise ValueError("these are no results of oram bench") from None
+            found = cls(**json.loads(text))
+            if not all(isinstance(rows, list) for rows in (found.compared, found.access, found.kinds, found.layers)):
+                raise TypeError
+            if (
+                asdict(Plan.of(found.plan | {"subjects": ["path"], "workloads": ["A"]}, Plan())).keys()
+                != found.plan.keys()
+            ):
+                raise TypeError
+        except (TypeError, ParameterError, json.JSONDecodeError):
+            raise ValueError("these are no results of this version of oram bench") from None
+        return found
+
+    @property
+    def anything(self) -> bool:
+        """Whether something was measured."""
+        return bool(self.compared or self.access or self.layers)
 
     def skip(self, what: str, why: str) -> None:
         row = {"what": what, "why": why}
@@ -141,31 +159,56 @@ def _compare(
     running: list[_Running] = []
     try:
         for subject in found:
-            begin = time.perf_counter()
-            try:
+            with _sorting_out(subject, row, results):
+                begin = time.perf_counter()
                 session = subject.open(case)
-            except SubjectMissingError as error:
-                results.skip(subject.name, str(error))
-                continue
-            try:
-                session.load(items)
-            except OramError as error:
-                session.close()
-                results.skip(f"{subject.name}, {_told(row)}", str(error))
-                continue
-            spent = time.perf_counter() - begin
-            calls = _calls(workload, case, batch, plan.seed)
-            for _ in range(_WARM):
-                next(calls)(session)
-            running.append(_Running(subject, session, calls, spent))
+                try:
+                    session.load(items)
+                    spent = time.perf_counter() - begin
+                    _check(subject, session, items)
+                    calls = _calls(workload, case, batch, plan.seed)
+                    for _ in range(_WARM):
+                        next(calls)(session)
+                except BaseException:
+                    session.close()
+                    raise
+                running.append(_Running(subject, session, calls, spent))
         for _ in range(ROUNDS):
-            for each in running:
-                each.turn(plan.seconds / ROUNDS)
+            for each in list(running):
+                with _sorting_out(each.subject, row, results):
+                    try:
+                        each.turn(plan.seconds / ROUNDS)
+                    except Exception:
+                        running.remove(each)
+                        each.session.close()
+                        raise
         results.compared += [{**row, **each.row()} for each in running]
     finally:
         for each in running:
             each.session.close()
         case.place.clear()
+
+
+@contextmanager
+def _sorting_out(subject: Subject, row: Row, results: Results) -> Iterator[None]:
+    """A subject that cannot is left out, and said to be; the others go on. What is wrong with our own is an error, unless it is one that a store raises."""
+    try:
+        yield
+    except SubjectMissingError as error:
+        results.skip(subject.name, str(error))
+    except OramError as error:
+        results.skip(f"{subject.name}, {_told(row)}", str(error))
+    except Exception as error:
+        if subject.name in (*SCHEMES, *BASELINES):
+            raise
+        results.skip(f"{subject.name}, {_told(row)}", f"it failed: {type(error).__name__}: {error}")
+
+
+def _check(subject: Subject, session: Session, items: list[tuple[bytes, bytes]]) -> None:
+    """Whether it has what was put. What it answers while it is measured, nobody looks at."""
+    some = [items[0], items[len(items) // 2], items[-1]]
+    if subject.answers and [value for _, value in some] != list(session.get_many([key for key, _ in some])):
+        raise SubjectMissingError("it does not answer with what was put")
 
 
 @dataclass
@@ -192,12 +235,15 @@ class _Running:
         self.turns.append((latencies, counts))
 
     def row(self) -> Row:
-        """Rate, and percentiles of the latency of a call, in ms, of which 201 points are kept for its distribution."""
+        """Rate, and percentiles of the latency of a call, in ms, where enough calls lie beyond; and its distribution, as shares of calls that take longer."""
         latencies = [seconds for turn, _ in self.turns for seconds in turn]
         requests = sum(sum(counts) for _, counts in self.turns)
         rates = [sum(counts) / sum(seconds) for seconds, counts in self.turns]
         times = np.sort(np.array(latencies)) * 1e3
-        at = np.minimum((np.linspace(0, 1, 201) * (len(times) - 1)).round().astype(int), len(times) - 1)
+        n = len(times)
+        beyond = np.unique(
+            np.concatenate([np.linspace(0, n - 1, 101), n - np.geomspace(1, n, 101)]).round().astype(int)
+        )
         return {
             "subject": self.subject.name,
             "calls": len(latencies),
@@ -205,9 +251,12 @@ class _Running:
             "a_second": requests / sum(latencies),
             "a_second_least": min(rates),
             "a_second_most": max(rates),
-            **{name: float(np.percentile(times, q)) for name, q in (("p50", 50), ("p99", 99), ("p999", 99.9))},
+            **{
+                name: float(np.percentile(times, q)) if q == 50 or n * (1 - q / 100) >= _BEYOND else None
+                for name, q in (("p50", 50), ("p99", 99), ("p999", 99.9))
+            },
             "max": float(times[-1]),
-            "cdf": [round(float(times[i]), 6) for i in at],
+            "slower": [[round(1 - i / n, 9), round(float(times[i]), 6)] for i in beyond.tolist()],
             "set_up_seconds": self.set_up,
             "client_bytes": self.session.client_bytes(),
         }
@@ -231,11 +280,9 @@ def _combinations(plan: Plan) -> list[Row]:
         base = {name: values[-1 if name == "N" else 0] for name, values in settings.items()}
         chosen = [{**base, name: value} for name, values in settings.items() for value in values]
     rows: list[Row] = []
-    for backend in plan.backends:
-        for each in chosen:
-            row = {"backend": backend, **each}
-            if row not in rows and not (row["rtt"] and backend == "lmdb"):
-                rows.append(row)
+    for backend, each in itertools.product(plan.backends, chosen):
+        if (row := {"backend": backend, **each}) not in rows:
+            rows.append(row)
     return rows
 
 
@@ -250,8 +297,13 @@ def measure(
 
     Cost: about ``plan.seconds`` for each subject and combination, and what filling the stores takes.
     """
-    results = Results(described(plan), asdict(plan))
-    found = named(plan.subjects)
+    results, found = Results(described(plan), asdict(plan)), list[Subject]()
+    for name in plan.subjects:
+        try:
+            found.append(named(name))
+        except SubjectMissingError as error:
+            results.skip(name, str(error))
+    results.subjects = {subject.name: subject.says for subject in found}
     # by distance, so that there is one server for each
     rows = sorted(_combinations(plan), key=lambda row: (plan.backends.index(row["backend"]), row["rtt"]))
     schemes = [name for name in plan.subjects if name in SCHEMES]
@@ -259,7 +311,8 @@ def measure(
 
     def step(what: str) -> None:
         nonlocal done
-        keep(results)
+        if results.anything:
+            keep(results)
         progress(what, steps, done)
         done += 1
 
@@ -275,12 +328,14 @@ def measure(
         for scheme in schemes:
             step(f"{scheme}: slots and bytes of an access")
             for N in plan.capacities:
-                if scheme == "linear" and N > 4096:
-                    continue  # it touches every slot
+                if scheme == "linear" and N > LINEAR:
+                    results.skip(f"linear, N={N}", _EVERY_SLOT)
+                    continue
                 results.access.append(counting.blowup(scheme, N, B, scratch.scratch))
             step(f"{scheme}: kinds of request")
             N = min(plan.capacities[-1], 256 if scheme == "linear" else 4096)
-            results.kinds += counting.kinds(scheme, N, B, scratch.scratch, rounds=60 if plan.seconds < 1 else 300)
+            rounds = max(10, int(60 * min(5, plan.seconds / 0.2)))
+            results.kinds += counting.kinds(scheme, N, B, scratch.scratch, rounds)
             step(f"{scheme}: stash")
             if scheme in ("path", "ring"):
                 accesses = int(20_000 * min(50, max(1, plan.seconds)))
@@ -294,6 +349,8 @@ def measure(
     for (backend, rtt), group in itertools.groupby(rows, key=lambda row: (row["backend"], row["rtt"])):
         listed = list(group)
         try:
+            if rtt and backend == "lmdb":
+                raise PlaceMissingError("a disk has no round trips")
             with places(backend, rtt / 1000, directory) as place:
                 for row in listed:
                     step(_told(row))
@@ -308,10 +365,26 @@ def measure(
 
 def _one(found: list[Subject], row: Row, place: Place, plan: Plan, results: Results) -> None:
     case = Case(row["N"], row["N"] // 2, row["block_size"], row["cipher"], place)
-    first = row["cipher"] == plan.ciphers[0]
-    fit = [s for s in found if place.kind in s.backends and (s.ciphers or first)]
-    if row["rtt"]:
-        fit = [s for s in fit if s.name not in ("dict", "pyoram")]  # which are nowhere but here
-    if row["N"] > 4096:
-        fit = [s for s in fit if s.name != "linear"]
+    fit = []
+    for subject in found:
+        why = _unfit(subject, row, place.kind, plan)
+        if why is None:
+            fit.append(subject)
+        elif why:
+            results.skip(*why)
     _compare(fit, case, row["batch"], row["workload"], plan, results, row)
+
+
+def _unfit(subject: Subject, row: Row, kind: str, plan: Plan) -> tuple[str, str] | tuple[()] | None:
+    """What is left out of a comparison and why, without words where that goes without saying; None of a subject that takes part."""
+    name = subject.name
+    if kind not in subject.backends:
+        there = any(kind_of(backend) in subject.backends for backend in plan.backends)
+        return () if there else (name, f"it runs on {', '.join(subject.backends)} only")
+    if row["rtt"] and name in ("dict", "pyoram"):
+        return f"{name}, a round trip added", "it lies in this process, and has none"
+    if row["cipher"] != plan.ciphers[0] and not subject.ciphers:
+        return f"{name}, {row['cipher']}", "the cipher makes no difference to it"
+    if name == "linear" and row["N"] > LINEAR:
+        return f"linear, N={row['N']}", _EVERY_SLOT
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import subprocess
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any, Protocol
 import oram
 from oram.benchmark.place import Place
 from oram.encrypted import EncryptedStore
-from oram.errors import MissingKeyError, OramError
+from oram.errors import OramError
 from oram.params import SCHEMES
 
-__all__ = ["BASELINES", "GROUP", "Case", "Session", "Subject", "SubjectMissingError", "named", "subjects"]
+__all__ = ["BASELINES", "GROUP", "Case", "Session", "Subject", "SubjectMissingError", "named", "names"]
 
 GROUP = "oram.benchmark.subjects"
 
@@ -67,7 +68,7 @@ class Session(Protocol):
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A kind of store. says: what it hides and how, for the report. backends: kinds of place where it runs, "memory", "lmdb" or "redis". ciphers: whether
-    the cipher makes a difference.
+    the cipher makes a difference. answers: whether it answers with what was put; one that only goes through the motions does not.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Subject:
     backends: tuple[str, ...]
     open: Callable[[Case], Session]
     ciphers: bool = False
+    answers: bool = True
 
 
 # --- oblivious
@@ -219,34 +221,28 @@ class _Redis:
 
 
 class _Encrypted:
-    """A record a slot, sealed. It has no inserts: a put of a new key, as a deletion, is an access to some slot."""
+    """A record a slot, sealed; a batch is one read or one write. It has no inserts: a put of a new key, as a deletion, is an access to some other slot."""
 
     def __init__(self, case: Case) -> None:
         self._backend, _ = case.place.backend()
         self._store = EncryptedStore(self._backend, case.block_size)
 
     def load(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        self._some = items[0]
+        self._items = list(items)
+        self._known = {key for key, _ in items}
         self._store.load(items)
 
     def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        return [self._get(key) for key in keys]
-
-    def _get(self, key: bytes) -> bytes | None:
-        try:
-            return self._store.get(key)
-        except MissingKeyError:
-            return None
+        return self._store.get_many(keys)
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        for key, value in items:
-            try:
-                self._store.put(key, value)
-            except MissingKeyError:
-                self._store.put(*self._some)
+        self._store.put_many([item if item[0] in self._known else self._other(item[0]) for item in items])
 
     def delete_many(self, keys: Sequence[bytes]) -> None:
-        self.put_many([self._some for _ in keys])
+        self._store.put_many([self._other(key) for key in keys])
+
+    def _other(self, key: bytes) -> tuple[bytes, bytes]:
+        return self._items[zlib.crc32(key) % len(self._items)]
 
     def client_bytes(self) -> None:
         return None
@@ -266,12 +262,17 @@ class _PyORAM:
             )
         script = Path(__file__).with_name("peer_pyoram.py")
         self._block = case.block_size
-        self._process = subprocess.Popen(
-            [python, script, str(case.N), str(case.block_size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        words = [python, str(script), str(case.N), str(case.block_size)]
+        try:
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except OSError as error:
+            raise SubjectMissingError(f"ORAM_PYORAM={python}: {error.strerror}") from None
         self._numbers: dict[bytes, int] = {}
         if self._say(b"") != b"ready":
-            raise SubjectMissingError("PyORAM did not start")
+            self.close()
+            raise SubjectMissingError(f"{python} has no PyORAM that starts: pip install pyoram==0.2.1 there")
 
     def _say(self, line: bytes) -> bytes:
         assert self._process.stdin is not None
@@ -315,21 +316,28 @@ BASELINES = {
         Subject("plain-lmdb", "LMDB by itself: hides nothing", ("lmdb",), _LMDB),
         Subject("plain-redis", "Redis or Valkey by itself, MGET and MSET: hides nothing", ("redis",), _Redis),
         Subject("encrypted", "records sealed one by one with AES-256-GCM: hides contents, and not which is asked for", ("memory", "lmdb", "redis"), _Encrypted),
-        Subject("pyoram", "PyORAM 0.2.1: Path ORAM in Python, encrypted, without freshness, over a list in memory", ("memory",), _PyORAM),
+        Subject("pyoram", "PyORAM 0.2.1: Path ORAM in Python, encrypted, without freshness, over a list in memory", ("memory",), _PyORAM, answers=False),
     )
 }  # fmt: skip
 
 
-def subjects() -> dict[str, Subject]:
-    """All that are known here: schemes, baselines, and those of installed packages."""
-    found = {name: _scheme(name) for name in SCHEMES} | BASELINES
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        if entry.name not in found:
-            found[entry.name] = entry.load()()
-    return found
+def names() -> list[str]:
+    """All that are known here: schemes, baselines, and those of installed packages, of which nothing is loaded."""
+    own = [*SCHEMES, *BASELINES]
+    return own + [each.name for each in importlib.metadata.entry_points(group=GROUP) if each.name not in own]
 
 
-def named(names: Sequence[str]) -> list[Subject]:
-    """Those of these names. KeyError with the name of one that nobody knows."""
-    known = subjects()
-    return [known[name] for name in names]
+def named(name: str) -> Subject:
+    """The one of this name, of ``names``. SubjectMissingError where the package that brings it fails to."""
+    if name in BASELINES:
+        return BASELINES[name]
+    if name in SCHEMES:
+        return _scheme(name)
+    (entry, *_) = importlib.metadata.entry_points(group=GROUP, name=name)
+    try:
+        subject = entry.load()()
+    except Exception as error:
+        raise SubjectMissingError(f"{entry.value} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(subject, Subject):
+        raise SubjectMissingError(f"{entry.value} returned no oram.benchmark.Subject")
+    return subject

@@ -55,14 +55,15 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small stores and short runs: about half a minute.")] = False,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="DIR",
             help="For results.json and report.html; those of an earlier run are replaced.",
+            show_default="oram-bench; where those results are with --report",
         ),
-    ] = Path("oram-bench"),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Measure nothing: make the page of these results.")
     ] = None,
@@ -79,7 +80,6 @@ def bench(
     from oram.benchmark.plan import QUICK, Plan
     from oram.benchmark.run import Results, measure
 
-    directory(output)
     if report is not None:
         try:
             results = Results.from_json(report.read_text(encoding="utf-8"))
@@ -87,9 +87,13 @@ def bench(
             raise InputError(f"cannot read {report}: {error.strerror}") from None
         except ValueError as error:
             raise InputError(f"{report}: {error}") from None
+        output = output or report.parent
+        directory(output)
         if not _page(results, output):
             raise InputError(_MISSING)
+        _say(f"page: {output / 'report.html'}")
         return 0
+    output = output or Path("oram-bench")
     chosen = QUICK if quick else Plan()
     if plan is not None:
         chosen = Plan.from_toml(plan, chosen)
@@ -99,6 +103,7 @@ def bench(
         "rtts": _numbers(rtts, float), "seconds": seconds, "seed": seed, "product": product,
     }  # fmt: skip
     chosen = Plan.of({name: value for name, value in given.items() if value is not None}, chosen)
+    directory(output)
     kept: list[Results] = []
 
     def keep(results: Results) -> None:
@@ -117,6 +122,8 @@ def bench(
         if kept:
             made = _page(kept[0], output)
             _print(kept[0], output, made)
+    if not kept[0].compared:
+        raise InputError("nothing could be compared")
     return 0
 
 
@@ -144,32 +151,31 @@ def _page(results: Any, output: Path) -> bool:
     return True
 
 
+def _say(line: str) -> None:
+    console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _print(results: Any, output: Path, made: bool) -> None:
     from rich.table import Table
+    from rich.text import Text
 
-    out = console()
-    head = (
-        "subject",
-        "backend",
-        "N",
-        "B",
-        "batch",
-        "rtt, ms",
-        "workload",
-        "requests/s",
-        "p50, ms",
-        "p99, ms",
-        "p99.9, ms",
-    )
-    table = Table(*head, title="compared in turns, within one run")
+    columns = {
+        "subject": "subject", "backend": "backend", "N": "N", "block_size": "B", "batch": "window", "rtt": "rtt, ms", "workload": "workload",
+        "cipher": "cipher", "a_second": "requests/s", "p50": "p50, ms", "p99": "p99, ms", "p999": "p99.9, ms",
+    }  # fmt: skip
+    table = Table(*columns.values(), title="compared in turns, within one run")
     for row in results.compared:
-        table.add_row(
-            row["subject"], row["backend"], f"{row['N']:,}", str(row["block_size"]), str(row["batch"]), f"{row['rtt']:g}", row["workload"],
-            f"{row['a_second']:,.0f}", f"{row['p50']:.3g}", f"{row['p99']:.3g}", f"{row['p999']:.3g}",
-        )  # fmt: skip
-    out.print(table)
+        table.add_row(*(Text(_shown(name, row[name])) for name in columns))
+    console().print(table)
     for row in results.skipped:
-        out.print(f"not measured here: {row['what']}: {row['why']}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"results: {output / 'results.json'}", markup=False, highlight=False, soft_wrap=True)
-    page = f"page: {output / 'report.html'}" if made else f"no page: {_MISSING}"
-    out.print(page, markup=False, highlight=False, soft_wrap=True)
+        _say(f"not measured here: {row['what']}: {row['why']}")
+    _say(f"results: {output / 'results.json'}")
+    _say(f"page: {output / 'report.html'}" if made else f"no page: {_MISSING}")
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if name in ("N", "a_second"):
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if name.startswith("p") else f"{value:g}"
