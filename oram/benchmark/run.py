@@ -338,7 +338,8 @@ def measure(
             results.kinds += counting.kinds(scheme, N, B, scratch.scratch, rounds)
             step(f"{scheme}: stash")
             if scheme in ("path", "ring"):
-                accesses = int(20_000 * min(50, max(1, plan.seconds)))
+                # Ring is looked at once in A accesses
+                accesses = int(20_000 * min(50, max(1, plan.seconds))) * (8 if scheme == "ring" else 1)
                 results.stash.append(counting.stash(scheme, min(plan.capacities[-1], 1 << 12), accesses, plan.seed))
         step("layers of safety")
         results.layers = counting.layers(
