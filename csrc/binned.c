@@ -5,6 +5,7 @@
 #include "coins.h"
 #include "hierarchy.h"
 #include "oram.h"
+#include "walk.h"
 
 #define FEW 64u   /* hash functions at a time */
 #define TABLES (ORAM_CUCKOO_LEVELS * PLACES)
@@ -12,7 +13,6 @@
 #define AGE_SHIFT (ORAM_BINNED_BITS + 1)
 #define ADDRESS(word) ((word) & ~TOMB)
 
-enum { INPUT, EMIT, MIDDLE, OUTPUT };
 enum { FIRST = 1, SECOND = 2, OPEN = 4 }; /* what the bits of an entry's kind mean */
 
 /* --- hash functions */
@@ -51,85 +51,11 @@ int oram_binned_pairs(const oram_cuckoo *p, uint32_t level, uint64_t epoch, uint
 
 /* --- the work of a rebuild */
 
-typedef struct {
-    uint32_t level;
-    uint64_t epoch, first, size;
-} input;
-
-/* A stretch of a rebuild's work, and how far one has come. */
-typedef struct {
-    const oram_cuckoo *p;
-    const oram_cuckoo_level *s;
-    table t;
-    input inputs[ORAM_CUCKOO_LEVELS];
-    uint32_t count;
-    uint64_t cut, end;     /* of the first pass, of the second */
-    uint64_t pos, high;    /* the stretch */
-    uint32_t kind, number; /* the segment there */
-    uint64_t begin, size;
-} walk;
-
-/* Slots in order that lie one after the other. level: of the input. */
-typedef struct {
-    uint32_t kind, number, level;
-    uint64_t at, slot, count, epoch;
-} run;
-
-static uint64_t per_chunk(const oram_cuckoo_level *s) { return s->b == 1 ? 0 : (uint64_t)s->b * s->r + ORAM_BINNED_LEFT; }
 static uint64_t middle(const oram_cuckoo_level *s) { return s->b == 1 ? 0 : (uint64_t)s->b * s->r; }
+static uint64_t second_pass(const walk *w) { return w->s->b * (middle(w->s) + w->s->width); }
 
-/* Slots that the chunks before this one read. */
-static uint64_t chunk_begin(const walk *w, uint64_t i) {
-    uint64_t sum = 0;
-    for (uint32_t j = 0; j < w->count; j++) sum += w->inputs[j].size * i / w->s->b;
-    return sum;
-}
-
-static uint64_t chunk_at(const walk *w, uint64_t i) { return chunk_begin(w, i) + i * per_chunk(w->s); }
-
-static void work(walk *w, const oram_cuckoo *p, table t) {
-    const oram_cuckoo_level *s = &p->levels[t.level];
-    w->p = p;
-    w->s = s;
-    w->t = t;
-    w->count = 0;
-    for (uint32_t level = 0; level < t.level && level < p->L; level++) {
-        const table old = {level, t.epoch - ((uint64_t)1 << level)};
-        w->inputs[w->count++] = (input){level, old.epoch, first_slot(p, old), (uint64_t)p->levels[level].b * p->levels[level].width};
-    }
-    table old;
-    if (t.level == p->L && bottom(p, t.epoch * p->c, &old)) w->inputs[w->count++] = (input){p->L, old.epoch, first_slot(p, old), (uint64_t)s->b * s->width};
-    w->cut = chunk_at(w, s->b);
-    w->end = w->cut + s->b * (middle(s) + s->width);
-    w->begin = w->size = w->pos = w->high = 0;
-}
-
-/* What the k-th access of the rebuild does: an equal share of its pass. */
-static void share(walk *w, uint64_t k) {
-    const uint64_t first = w->s->first, second = w->s->duration - first;
-    if (k < first) {
-        w->pos = w->cut * k / first;
-        w->high = w->cut * (k + 1) / first;
-    } else {
-        w->pos = k == 0 ? 0 : w->cut + (w->end - w->cut) * (k - first) / second;
-        w->high = w->cut + (w->end - w->cut) * (k - first + 1) / second;
-    }
-}
-
-/* The segment where we are. */
-static void locate(walk *w) {
+static void locate_second(walk *w) {
     const oram_cuckoo_level *s = w->s;
-    if (w->pos < w->cut) {
-        uint64_t i = below64(w->pos * s->b / w->cut, s->b - 1);
-        while (i > 0 && chunk_at(w, i) > w->pos) i--;
-        while (i + 1 < s->b && chunk_at(w, i + 1) <= w->pos) i++;
-        const uint64_t at = chunk_at(w, i), read = chunk_begin(w, i + 1) - chunk_begin(w, i);
-        w->number = (uint32_t)i;
-        w->kind = w->pos - at < read ? INPUT : EMIT;
-        w->begin = w->kind == INPUT ? at : at + read;
-        w->size = w->kind == INPUT ? read : per_chunk(s);
-        return;
-    }
     const uint64_t each = middle(s) + s->width, q = w->pos - w->cut;
     w->number = (uint32_t)(q / each);
     w->kind = q % each < middle(s) ? MIDDLE : OUTPUT;
@@ -137,43 +63,7 @@ static void locate(walk *w) {
     w->size = w->kind == MIDDLE ? middle(s) : s->width;
 }
 
-/* The next slots of the stretch; 0 at its end. */
-static int next_run(walk *w, run *out) {
-    const oram_cuckoo_level *s = w->s;
-    const uint64_t b = s->b, r = s->r;
-    if (w->pos >= w->high) return 0;
-    if (w->pos < w->begin || w->pos >= w->begin + w->size) locate(w);
-    const uint64_t at = w->pos - w->begin;
-    uint64_t n = below64(w->high, w->begin + w->size) - w->pos;
-    *out = (run){.kind = w->kind, .number = w->number, .level = w->t.level, .at = at, .epoch = w->t.epoch};
-    if (w->kind == INPUT) {
-        uint64_t below = 0;
-        for (uint32_t j = 0; j < w->count; j++) {
-            const input *in = &w->inputs[j];
-            const uint64_t low = in->size * w->number / b, high = in->size * ((uint64_t)w->number + 1) / b;
-            if (at - below < high - low) {
-                out->slot = in->first + low + at - below;
-                out->level = in->level;
-                out->epoch = in->epoch;
-                n = below64(n, high - low - (at - below));
-                break;
-            }
-            below += high - low;
-        }
-    } else if (w->kind == EMIT && at < b * r) {
-        out->slot = s->middle + (at / r * b + w->number) * r + at % r;
-        n = below64(n, r - at % r);
-    } else if (w->kind == EMIT) {
-        out->slot = s->middle + b * b * r + (uint64_t)w->number * ORAM_BINNED_LEFT + at - b * r;
-    } else if (w->kind == MIDDLE) {
-        out->slot = s->middle + w->number * b * r + at;
-    } else {
-        out->slot = first_slot(w->p, w->t) + (uint64_t)w->number * s->width + at;
-    }
-    out->count = n;
-    w->pos += n;
-    return 1;
-}
+static uint64_t output_slot(const walk *w) { return (uint64_t)w->number * w->s->width; }
 
 /* --- entries in hand */
 
@@ -246,14 +136,6 @@ static int emitted(const oram_cuckoo *p, oram_binned_build *g, table t) {
     return ORAM_OK;
 }
 
-static uint32_t root_of(uint32_t *root, uint32_t v) {
-    while (root[v] != v) {
-        root[v] = root[root[v]];
-        v = root[v];
-    }
-    return v;
-}
-
 /* Puts an entry into a cell, then as many others as have only one cell left, along the path that begins there. */
 static int put(oram_binned_build *g, uint32_t n, uint32_t all, uint32_t e, uint32_t w) {
     for (;;) {
@@ -314,23 +196,6 @@ static int place(oram_binned_build *g, const oram_cuckoo_level *s, uint32_t n, u
 static int64_t cell_of(const oram_binned_build *g, uint32_t e, uint32_t low) {
     const uint32_t at = g->list[e];
     return g->kind[e] & FIRST ? 2 * (int64_t)(g->u[at] - low) : g->kind[e] & SECOND ? 2 * (int64_t)g->v[at] + 1 : -1;
-}
-
-/* Keeps an entry of a table's stash. */
-static int keep(oram_cuckoo *p, table t, uint32_t word, const uint8_t *block) {
-    for (uint32_t i = 0; i < p->stash; i++) {
-        if (p->stash_of[i] >= 0) continue;
-        p->stash_of[i] = place_of(p, t);
-        p->stash_addr[i] = word;
-        memcpy(p->stash_data + (size_t)i * p->B, block, p->B);
-        return ORAM_OK;
-    }
-    return ORAM_STASH_FULL;
-}
-
-static void drop(oram_cuckoo *p, table t) {
-    for (uint32_t i = 0; i < p->stash; i++)
-        if (p->stash_of[i] == place_of(p, t)) p->stash_of[i] = -1;
 }
 
 /* A bin: its cells, and its stash. What the chunks left over and the full top buffer join here; at the bottom, empty addresses go. */
@@ -435,15 +300,9 @@ int oram_binned_begin(const oram_cuckoo *p, uint32_t m, const uint8_t *seed, ora
     return coins_start(p->coins, seed);
 }
 
-static uint32_t known_cell(const oram_binned_batch *q, uint64_t slot) {
-    uint32_t i = (uint32_t)((slot * 0x9e3779b97f4a7c15u) >> 32) & q->known_mask;
-    while (q->known[i] >= 0 && q->written[q->known[i]] != slot) i = (i + 1) & q->known_mask;
-    return i;
-}
-
 /* A slot is read, unless the batch has written it before. Where it comes from. */
 static int read_slot(oram_binned_batch *q, uint64_t slot, uint64_t epoch, int32_t *from) {
-    const int32_t at = q->known[known_cell(q, slot)];
+    const int32_t at = q->known[known_cell(q->known, q->known_mask, q->written, slot)];
     if (at >= 0) {
         *from = -1 - at;
         return ORAM_OK;
@@ -456,7 +315,7 @@ static int read_slot(oram_binned_batch *q, uint64_t slot, uint64_t epoch, int32_
 }
 
 static int write_slot(oram_binned_batch *q, uint64_t slot, uint64_t epoch) {
-    const uint32_t i = known_cell(q, slot);
+    const uint32_t i = known_cell(q->known, q->known_mask, q->written, slot);
     if (q->writes == q->write_room || (q->known[i] < 0 && q->distinct == q->write_room)) return ORAM_BROKEN;
     if (q->known[i] < 0) q->known[i] = (int32_t)q->distinct++;
     q->written[q->known[i]] = slot;
@@ -727,15 +586,6 @@ int oram_binned_finish(const oram_cuckoo *p, oram_keys *keys, const oram_binned_
 }
 
 /* --- after an opening */
-
-int oram_binned_stash(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n, const uint32_t *words, const uint8_t *blocks) {
-    for (uint32_t i = 0; i < n; i++) {
-        if (words[i] == ORAM_EMPTY) continue;
-        const int rc = keep(p, (table){level, epoch}, words[i], blocks + (size_t)i * p->B);
-        if (rc != ORAM_OK) return rc;
-    }
-    return ORAM_OK;
-}
 
 int oram_binned_resume(oram_cuckoo *p, uint32_t level, uint64_t epoch) { return begin(p, (table){level, epoch}); }
 

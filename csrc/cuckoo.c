@@ -7,6 +7,7 @@
 #include "coins.h"
 #include "hierarchy.h"
 #include "oram.h"
+#include "walk.h"
 
 #define ABSENT 0u
 #define OLD 1u
@@ -15,7 +16,6 @@
 #define BLOCK 2048u  /* index entries at a time, a multiple of 512 */
 #define AHEAD 2u     /* slots of a region fetched before they are opened */
 
-enum { INPUT, EMIT, MIDDLE, OUTPUT, LEFT };
 enum { SOURCE = 15, CLIENT = 15, FIRST = 16, SECOND = 32, OPEN = 64 }; /* what the bits of an entry's kind mean */
 
 /* --- hash functions */
@@ -84,87 +84,14 @@ static int home(const oram_cuckoo *p, uint32_t code, uint64_t clock, table *foun
 
 /* --- the work of a rebuild */
 
-typedef struct {
-    uint32_t level;
-    uint64_t epoch, first, size;
-} input;
-
-/* A stretch of a rebuild's work, and how far one has come. */
-typedef struct {
-    const oram_cuckoo *p;
-    const oram_cuckoo_level *s;
-    table t;
-    input inputs[ORAM_CUCKOO_LEVELS];
-    uint32_t count;
-    uint64_t cut, end;  /* of the first pass, of the second */
-    uint64_t pos, high; /* the stretch */
-    uint32_t kind, number; /* the segment there */
-    uint64_t begin, size;
-} walk;
-
-/* Slots in order that lie one after the other. */
-typedef struct {
-    uint32_t kind, number, level;
-    uint64_t at, slot, count, epoch;
-    uint64_t size; /* of the segment */
-} run;
-
-static uint64_t per_chunk(const oram_cuckoo_level *s) { return s->b == 1 ? 0 : (uint64_t)s->b * s->r + ORAM_CUCKOO_CHUNK; }
 static uint64_t bucket_end(const oram_cuckoo_level *s, uint64_t k) { return 2 * below64(k * s->width, s->m); }
-
-/* Slots that the chunks before this one read. */
-static uint64_t chunk_begin(const walk *w, uint64_t i) {
-    uint64_t sum = 0;
-    for (uint32_t j = 0; j < w->count; j++) sum += w->inputs[j].size * i / w->s->b;
-    return sum;
-}
-
-static uint64_t chunk_at(const walk *w, uint64_t i) { return chunk_begin(w, i) + i * per_chunk(w->s); }
 static uint64_t bucket_at(const walk *w, uint64_t k) { return (w->s->b == 1 ? 0 : k * w->s->b * w->s->r) + bucket_end(w->s, k); }
-
-static void work(walk *w, const oram_cuckoo *p, table t) {
-    const oram_cuckoo_level *s = &p->levels[t.level];
-    w->p = p;
-    w->s = s;
-    w->t = t;
-    w->count = 0;
-    for (uint32_t level = 0; level < t.level && level < p->L; level++) {
-        const table old = {level, t.epoch - ((uint64_t)1 << level)};
-        w->inputs[w->count++] = (input){level, old.epoch, first_slot(p, old), 2 * (uint64_t)p->levels[level].m};
-    }
-    table old;
-    if (t.level == p->L && bottom(p, t.epoch * p->c, &old)) w->inputs[w->count++] = (input){p->L, old.epoch, first_slot(p, old), 2 * (uint64_t)s->m};
-    w->cut = chunk_at(w, s->b);
-    w->end = w->cut + bucket_at(w, s->b) + ORAM_CUCKOO_STASH + (s->b == 1 ? 0 : (uint64_t)s->b * ORAM_CUCKOO_CHUNK);
-    w->begin = w->size = w->pos = w->high = 0;
+static uint64_t second_pass(const walk *w) {
+    return bucket_at(w, w->s->b) + ORAM_CUCKOO_STASH + (w->s->b == 1 ? 0 : (uint64_t)w->s->b * ORAM_CUCKOO_CHUNK);
 }
 
-/* What the k-th access of the rebuild does: an equal share of its pass. */
-static void share(walk *w, uint64_t k) {
-    const uint64_t first = w->s->first, second = w->s->duration - first;
-    if (k < first) {
-        w->pos = w->cut * k / first;
-        w->high = w->cut * (k + 1) / first;
-    } else {
-        w->pos = k == 0 ? 0 : w->cut + (w->end - w->cut) * (k - first) / second;
-        w->high = w->cut + (w->end - w->cut) * (k - first + 1) / second;
-    }
-}
-
-/* The segment where we are. */
-static void locate(walk *w) {
+static void locate_second(walk *w) {
     const oram_cuckoo_level *s = w->s;
-    if (w->pos < w->cut) {
-        uint64_t i = below64(w->pos * s->b / w->cut, s->b - 1);
-        while (i > 0 && chunk_at(w, i) > w->pos) i--;
-        while (i + 1 < s->b && chunk_at(w, i + 1) <= w->pos) i++;
-        const uint64_t at = chunk_at(w, i), read = chunk_begin(w, i + 1) - chunk_begin(w, i);
-        w->number = (uint32_t)i;
-        w->kind = w->pos - at < read ? INPUT : EMIT;
-        w->begin = w->kind == INPUT ? at : at + read;
-        w->size = w->kind == INPUT ? read : per_chunk(s);
-        return;
-    }
     const uint64_t q = w->pos - w->cut, all = bucket_at(w, s->b), read = s->b == 1 ? 0 : (uint64_t)s->b * s->r;
     const uint64_t rest = s->b == 1 ? 0 : (uint64_t)s->b * ORAM_CUCKOO_CHUNK;
     if (q >= all) {
@@ -184,43 +111,7 @@ static void locate(walk *w) {
     w->size = w->kind == MIDDLE ? read : bucket_end(s, k + 1) - bucket_end(s, k);
 }
 
-/* The next slots of the stretch; 0 at its end. */
-static int next_run(walk *w, run *out) {
-    const oram_cuckoo_level *s = w->s;
-    const uint64_t b = s->b, r = s->r;
-    if (w->pos >= w->high) return 0;
-    if (w->pos < w->begin || w->pos >= w->begin + w->size) locate(w);
-    const uint64_t at = w->pos - w->begin;
-    uint64_t n = below64(w->high, w->begin + w->size) - w->pos;
-    *out = (run){.kind = w->kind, .number = w->number, .level = w->t.level, .at = at, .epoch = w->t.epoch, .size = w->size};
-    if (w->kind == INPUT) {
-        uint64_t below = 0;
-        for (uint32_t j = 0; j < w->count; j++) {
-            const input *in = &w->inputs[j];
-            const uint64_t low = in->size * w->number / b, high = in->size * ((uint64_t)w->number + 1) / b;
-            if (at - below < high - low) {
-                out->slot = in->first + low + at - below;
-                out->level = in->level;
-                out->epoch = in->epoch;
-                n = below64(n, high - low - (at - below));
-                break;
-            }
-            below += high - low;
-        }
-    } else if (w->kind == EMIT && at < b * r) {
-        out->slot = s->middle + (at / r * b + w->number) * r + at % r;
-        n = below64(n, r - at % r);
-    } else if (w->kind == EMIT) {
-        out->slot = s->middle + b * b * r + (uint64_t)w->number * ORAM_CUCKOO_CHUNK + at - b * r;
-    } else if (w->kind == MIDDLE) {
-        out->slot = s->middle + w->number * b * r + at;
-    } else {
-        out->slot = first_slot(w->p, w->t) + (w->kind == LEFT ? 2 * (uint64_t)s->m : bucket_end(s, w->number)) + at;
-    }
-    out->count = n;
-    w->pos += n;
-    return 1;
-}
+static uint64_t output_slot(const walk *w) { return w->kind == LEFT ? 2 * (uint64_t)w->s->m : bucket_end(w->s, w->number); }
 
 /* --- who is in a new table, and where */
 
@@ -325,14 +216,6 @@ static int scan_page(const oram_cuckoo *p, oram_cuckoo_build *g, table t, const 
     g->count = sort_unique(g->list, n);
     memset(g->kind, CLIENT, g->count);
     return ORAM_OK;
-}
-
-static uint32_t root_of(uint32_t *root, uint32_t v) {
-    while (root[v] != v) {
-        root[v] = root[root[v]];
-        v = root[v];
-    }
-    return v;
 }
 
 /* Begin to bring cells nearer. */
@@ -654,23 +537,6 @@ static const uint8_t *owned(const oram_cuckoo *p, table t, uint32_t at, uint32_t
     return p->stash_data + (size_t)(at - p->c) * p->B;
 }
 
-/* Keeps a block that a table left over. */
-static int keep(oram_cuckoo *p, table t, uint32_t addr, const uint8_t *block) {
-    for (uint32_t i = 0; i < p->stash; i++) {
-        if (p->stash_of[i] >= 0) continue;
-        p->stash_of[i] = place_of(p, t);
-        p->stash_addr[i] = addr;
-        memcpy(p->stash_data + (size_t)i * p->B, block, p->B);
-        return ORAM_OK;
-    }
-    return ORAM_STASH_FULL;
-}
-
-static void drop(oram_cuckoo *p, table t) {
-    for (uint32_t i = 0; i < p->stash; i++)
-        if (p->stash_of[i] == place_of(p, t)) p->stash_of[i] = -1;
-}
-
 /* Another segment is written from here on. */
 static int compose(oram_cuckoo *p, oram_cuckoo_build *g, table t, const run *x) {
     const oram_cuckoo_level *s = &p->levels[t.level];
@@ -724,17 +590,11 @@ static void give(const oram_cuckoo *p, const oram_cuckoo_build *g, table t, cons
 
 /* --- the plan */
 
-static uint32_t known_cell(const oram_cuckoo_batch *q, uint64_t slot) {
-    uint32_t i = (uint32_t)((slot * 0x9e3779b97f4a7c15u) >> 32) & q->known_mask;
-    while (q->known[i] >= 0 && q->written[q->known[i]] != slot) i = (i + 1) & q->known_mask;
-    return i;
-}
-
 /* A slot is read, unless the batch has written it before. */
 static void read_slot(oram_cuckoo_batch *q, uint64_t slot, uint64_t epoch) {
     int32_t from = (int32_t)q->fetches;
     if (q->distinct <= q->distinct_room && q->known_mask > 0) {
-        const int32_t at = q->known[known_cell(q, slot)];
+        const int32_t at = q->known[known_cell(q->known, q->known_mask, q->written, slot)];
         if (at >= 0) from = -1 - at;
     }
     if (q->reads < q->read_room) q->from[q->reads] = from;
@@ -750,7 +610,7 @@ static void read_slot(oram_cuckoo_batch *q, uint64_t slot, uint64_t epoch) {
 static void write_slot(oram_cuckoo_batch *q, uint64_t slot, uint64_t epoch) {
     uint32_t at = q->distinct;
     if (at <= q->distinct_room && q->known_mask > 0) {
-        const uint32_t i = known_cell(q, slot);
+        const uint32_t i = known_cell(q->known, q->known_mask, q->written, slot);
         if (q->known[i] >= 0)
             at = (uint32_t)q->known[i];
         else if (at < q->distinct_room)

@@ -93,6 +93,44 @@ static inline uint32_t running(const oram_cuckoo *p, uint64_t clock, table *foun
     return n;
 }
 
+/* --- what did not fit */
+
+/* Keeps an entry that a table left over. */
+static inline int keep(oram_cuckoo *p, table t, uint32_t word, const uint8_t *block) {
+    for (uint32_t i = 0; i < p->stash; i++) {
+        if (p->stash_of[i] >= 0) continue;
+        p->stash_of[i] = place_of(p, t);
+        p->stash_addr[i] = word;
+        memcpy(p->stash_data + (size_t)i * p->B, block, p->B);
+        return ORAM_OK;
+    }
+    return ORAM_STASH_FULL;
+}
+
+static inline void drop(oram_cuckoo *p, table t) {
+    for (uint32_t i = 0; i < p->stash; i++)
+        if (p->stash_of[i] == place_of(p, t)) p->stash_of[i] = -1;
+}
+
+/* --- cuckoo graphs: cells are vertices, entries edges */
+
+static inline uint32_t root_of(uint32_t *root, uint32_t v) {
+    while (root[v] != v) {
+        root[v] = root[root[v]];
+        v = root[v];
+    }
+    return v;
+}
+
+/* --- slots of a batch */
+
+/* Where a slot is, or would be, in the hash table of those that are written. */
+static inline uint32_t known_cell(const int32_t *known, uint32_t mask, const uint64_t *written, uint64_t slot) {
+    uint32_t i = (uint32_t)((slot * 0x9e3779b97f4a7c15u) >> 32) & mask;
+    while (known[i] >= 0 && written[known[i]] != slot) i = (i + 1) & mask;
+    return i;
+}
+
 /* Opens a slot that names its reference itself: a hint, which may be anything. */
 static inline int open_slot(const oram_cuckoo *p, const oram_keys *keys, uint64_t slot, uint64_t epoch, const uint8_t *sealed, int present, uint8_t *row) {
     const uint64_t ref = ld64(sealed);

@@ -217,6 +217,8 @@ void oram_prf_free(oram_prf *prf);
 /* A level of Cuckoo ORAM: oram/params/cuckoo.py and binned.py say what its numbers are. Where tables have bins, m is that of a bin, and width its slots. */
 typedef struct {
     uint32_t n, m, b, r, width;
+    uint32_t spare;           /* slots between the passes for what a chunk leaves over */
+    uint64_t scanned;         /* slots of a table that the rebuild which consumes it reads */
     uint64_t duration, first; /* accesses of a rebuild, and of its first pass */
     uint64_t steps;           /* accesses over which the placement is spread */
     uint64_t stride;          /* of the cells in the order in which trees are placed */
@@ -399,7 +401,6 @@ int oram_binned_finish(const oram_cuckoo *p, oram_keys *keys, const oram_binned_
 
 /* After an opening: n entries of a table's stashes; a rebuild under way; what its chunks had left over; and what it had read, from one position
  * of its work to another. */
-int oram_binned_stash(oram_cuckoo *p, uint32_t level, uint64_t epoch, uint32_t n, const uint32_t *words, const uint8_t *blocks);
 int oram_binned_resume(oram_cuckoo *p, uint32_t level, uint64_t epoch);
 int oram_binned_left(oram_cuckoo *p, uint32_t level, uint32_t n, const uint32_t *words, const uint8_t *blocks);
 int oram_binned_again(oram_cuckoo *p, uint32_t level, uint64_t low, uint64_t high, const uint32_t *words, const uint8_t *blocks);

@@ -141,7 +141,7 @@ class NativeBinned(NativeHierarchy[BinnedState, BinnedGeometry]):
         at = 0
         for table in g.alive(clock, self._built):
             size = g.levels[table.level].b * STASH
-            self._put(lib.oram_binned_stash, words, blocks, at, size, table.level, table.epoch, size)
+            self._put(lib.oram_cuckoo_stash, words, blocks, at, size, table.level, table.epoch, size)
             at += size
         for table, work, parts in g.begun(clock, self._built):
             self._run(lib.oram_binned_resume, self._struct, table.level, table.epoch)
@@ -153,7 +153,7 @@ class NativeBinned(NativeHierarchy[BinnedState, BinnedGeometry]):
     def _put_part(self, table: Table, work: BinnedWork, part: Part, words: U32, blocks: U8, at: int) -> None:
         n, kind = part.last - part.first, work.segments[part.segment].kind
         if kind == "output":
-            self._put(lib.oram_binned_stash, words, blocks, at, n, table.level, table.epoch, n)
+            self._put(lib.oram_cuckoo_stash, words, blocks, at, n, table.level, table.epoch, n)
         elif kind == "emit":
             self._put(lib.oram_binned_left, words, blocks, at, n, table.level, n)
         else:

@@ -81,6 +81,7 @@ class NativeHierarchy(Generic[S, G]):
         shape = g.levels[level]
         c.duration = g.duration(level)
         c.n, c.m, c.b, c.r, c.width = shape.n, shape.m, shape.b, shape.r, self._width(shape)
+        c.spare, c.scanned = shape.spare, shape.scanned
         c.first, _ = g.passes(level)
         c.middle, c.stride = g.first_middle(level), stride(shape.m)
         copies = range(g.L + 1) if level < g.L else range(2)
