@@ -197,8 +197,9 @@ static int scan_back(const oram_cuckoo *p, oram_cuckoo_build *g, table t, uint64
     for (uint64_t a = low; a < high; a += BLOCK) {
         const uint64_t n = below64(BLOCK, high - a);
         memcpy(codes, p->code + a, n * sizeof *codes);
+        uint64_t at = clock % p->log_size;
         for (uint64_t k = clock; k-- > began;) {
-            const uint64_t at = k % p->log_size;
+            at = (at == 0 ? p->log_size : at) - 1;
             if (p->log_addr[at] - a < n) codes[p->log_addr[at] - a] = p->log_code[at];
         }
         const int rc = scan(p, g, t, a, a + n, codes);

@@ -139,6 +139,6 @@ def check_requests(trees: Trees, accesses: int, addrs: U32 | None, leaves: U32 |
 
 
 def check_cells(n: int, m: int, builds: int) -> None:
-    """ParameterError unless this is a number of keys, of cells and of builds."""
-    if not (0 <= n < 1 << 31 and 1 <= m < 1 << 30 and builds >= 0):
-        raise ParameterError("a cuckoo hash has less than 2^31 keys, and from 1 to 2^30 - 1 cells a table")
+    """ParameterError unless this is a number of keys, of cells, of which no one is drawn noticeably more often than another, and of builds."""
+    if not (0 <= n < 1 << 31 and 1 <= m < 1 << 22 and builds >= 0):
+        raise ParameterError("a cuckoo hash has less than 2^31 keys, and from 1 to 2^22 - 1 cells a table")
