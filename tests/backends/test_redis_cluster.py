@@ -554,8 +554,7 @@ def test_a_drop_goes_along(cluster: Cluster, name: str, monkeypatch: pytest.Monk
         assert cluster.ask(node, "KEYS", f"{{{name}}}:0*") == []
 
 
-@pytest.mark.parametrize("guard", ["fold", "fence"])
-@pytest.mark.parametrize("erase", [False, True])
+@pytest.mark.parametrize(("erase", "guard"), [(False, "fold"), (True, "fold"), (False, "fence")])
 def test_slots_are_deleted_in_the_middle_of_a_move(
     cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch, erase: bool, guard: str
 ) -> None:
