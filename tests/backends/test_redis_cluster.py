@@ -18,6 +18,7 @@ from typing import Any
 import hiredis
 import numpy as np
 import pytest
+import redis as redis_py
 
 import oram
 from oram.backends import Backend, RedisBackend, RedisOptions, RegionShape, SlotRead, SlotWrite, open_url
@@ -29,6 +30,7 @@ from oram.errors import (
     BackendUnavailableError,
     BackendWarning,
     FencedError,
+    IntegrityError,
     ParameterError,
     PoisonedError,
     RollbackError,
@@ -1000,6 +1002,45 @@ def test_what_a_failover_took_back_without_asking_replicas_is_a_rollback(
         with pytest.raises(PoisonedError):
             store.get(b"0")
         store.close()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_move_whose_target_dies(cluster: Cluster, name: str, tmp_path: Path, asked: bool) -> None:
+    """MIGRATE reaches the replicas of the target later. The one that takes over without what it brought: no old answer, and no repair, as the journal
+    has let go of it.
+
+    asked: whoever moved it waited until WAIT said, behind a write over the same connection, that the replica has everything (docs/remote.md).
+    """
+    options: dict[str, Any] = {"key": bytes(32), "state": tmp_path, "durability": "process"}
+    url = cluster.nodes[0].url(name, query=f"{PATIENT}&replicas=1")
+    with oram.create(url, capacity=60, block_size=48, scheme="path", **options) as store:
+        model = {b"%d" % i: b"old" for i in range(40)}
+        store.put_many(model)
+        store.flush()
+        move = Move(cluster, name)
+        target, replica = cluster.places(on(move.target, cluster))
+        if not asked:
+            cut_off(cluster, target, replica)
+        while move.some(100):
+            pass
+        with contextlib.closing(redis_py.Redis(port=target.port, single_connection_client=True)) as client:
+            client.set(f"{{{on(target, cluster)}}}", b"")
+            assert client.wait(1, 1000) == asked
+        if asked:
+            cut_off(cluster, target, replica)
+        move.finish()
+        store[b"1"] = model[b"1"] = b"new"
+        target.kill()
+        os.kill(replica.pid, signal.SIGCONT)
+        if asked:
+            assert dict(store.items()) == model
+            return
+        with pytest.raises((RollbackError, IntegrityError)):
+            store.get(b"1")
+    target.start()
+    cluster.wait_ready()
+    with pytest.raises((RollbackError, IntegrityError)):
+        oram.open(url, **options)
 
 
 def test_the_shards_of_a_store_are_on_the_nodes_that_their_names_lead_to(
