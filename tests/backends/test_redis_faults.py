@@ -23,6 +23,7 @@ import redis as redis_py
 
 import oram
 from oram.backends import Backend, RedisBackend, RegionShape, SlotRead, Slots, SlotWrite
+from oram.backends.redis import wire
 from oram.errors import (
     BackendAccessError,
     BackendError,
@@ -976,6 +977,91 @@ def test_a_crash_in_a_drop(shared: Server, name: str, others: int, monkeypatch: 
             assert backend.read("other", np.arange(others)).present.all()
             backend.drop("other")
         assert len(client.keys(f"{{{name}}}:0*")) == 0
+
+
+# An erasure
+
+
+def erased_late(server: Server, name: str, tmp_path: Path, skip: int) -> None:
+    """Over a connection that breaks in the middle of it, and another one; then there is a new store, and then what the first connection had sent comes.
+
+    skip: which of its deletions that is.
+    """
+    options: dict[str, Any] = {
+        "key": bytes(32), "capacity": 60, "block_size": 48, "tree_top": 0, "durability": "process",
+        "scheme": oram.PathParams(page_levels=1),
+    }  # fmt: skip
+    with Proxy(server.port) as proxy:
+        url = through(proxy, name)
+        with oram.create(url, state=tmp_path / "old", items={b"1": b"old"}, **options):
+            pass
+        with RedisBackend(url) as backend:
+            proxy.cut("hold", b"UNLINK", skip=skip)
+            backend.erase()
+            assert proxy.fired.is_set()
+        with oram.create(url, state=tmp_path / "new", **options) as store:
+            model = {b"%d" % i: b"new" for i in range(40)}
+            for record, value in model.items():
+                store[record] = value
+            store.flush()
+            with server.monitor() as seen:
+                proxy.late()
+                time.sleep(0.3)
+            assert {b"UNLINK", b"EXEC"} & {
+                words[0] for words in seen
+            }  # a transaction that fails shows no more than its end
+            assert dict(store.items()) == model
+
+
+@pytest.mark.parametrize("skip", range(3))
+def test_an_erasure_that_comes_late(shared: Server, name: str, tmp_path: Path, skip: int) -> None:
+    """The lease, the slots, the names: the next store of that name loses nothing by it."""
+    erased_late(shared, name, tmp_path, skip)
+
+
+def test_an_erasure_that_looks_at_no_lease_is_found_out(
+    shared: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(self: RedisBackend, keys: list[bytes]) -> None:
+        self._call(lambda: self._ask([wire.pack(b"UNLINK", *keys)]))
+
+    monkeypatch.setattr(RedisBackend, "_unlink", alone)
+    with pytest.raises(OramError):
+        erased_late(shared, name, tmp_path, 1)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_erasure_makes_room_and_stops_where_somebody_comes(
+    tmp_path: Path, name: str, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oram.backends.redis.backend._SWEEP", 8)
+    with redis_server(tmp_path) as server, contextlib.closing(admin(server)) as client:
+        with RedisBackend(server.url(name)) as backend:
+            backend.acquire()
+            filled(backend)
+            if full:
+                client.config_set("maxmemory", 1)
+                with pytest.raises(BackendFullError):
+                    backend.drop("tree")
+            trip, scans = backend._link.trip, 0
+
+            def taken(commands: list[bytes], *more: Any) -> list[Any]:
+                nonlocal scans
+                scans += any(b"SCAN" in command for command in commands)
+                if scans == 3:
+                    scans += 1
+                    client.config_set("maxmemory", 0)
+                    client.set(f"{{{name}}}:lease", b"somebody's")
+                    client.config_set("maxmemory", int(full))
+                return trip(commands, *more)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(backend._link, "trip", taken)
+                with pytest.raises(StoreLockedError):
+                    backend.erase()
+            assert 30 < len(client.keys(f"{{{name}}}:0*")) < 65
+            backend.erase()
+        assert client.dbsize() == 0
 
 
 # A whole store

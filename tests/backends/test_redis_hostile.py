@@ -235,11 +235,44 @@ def test_erasing_a_planted_region(shared: Server, name: str, tmp_path: Path) -> 
         client.hset(f"{{{name}}}:regions", "slots.7", "77 999999999999999999 100")
         client.hset(f"{{{name}}}:dropped", "78", "999999999999999999")
         client.set(f"{{{name}}}:0000004e:{3:015x}", "left")
+        client.set(f"{{{name}}}:0000004f:03", "of no region")
         backend.close()
     with admin(shared) as client, RedisBackend(shared.url(name)) as backend:
         start = time.monotonic()
         backend.erase()
         assert time.monotonic() - start < 10
+        assert list(client.scan_iter(f"{{{name}}}:*")) == []
+
+
+def test_many_leftovers(liar: Liar, shared: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them together take an opening no longer than one; and there is an end to how many there can be."""
+    monkeypatch.setattr("oram.backends.redis.backend._SWEEPING", 0.3)
+    liar.answer = instead(b"DBSIZE", b":9223372036854775807\r\n")
+    with admin(shared) as client, opened(liar, name) as backend:
+        backend.release()
+        client.hset(f"{{{name}}}:dropped", mapping={str(i): 10**17 for i in range(20)})
+        start = time.monotonic()
+        backend.acquire()
+        assert time.monotonic() - start < 2
+        backend.release()
+        client.hset(f"{{{name}}}:dropped", mapping={str(i): 1 for i in range(2000)})
+        with pytest.raises(IntegrityError):
+            backend.acquire()
+        assert not client.exists(f"{{{name}}}:lease")
+
+
+def test_an_erasure_without_end(liar: Liar, shared: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server always says that there is more. What is gone half way is not taken for gone, and the next erasure goes on."""
+    monkeypatch.setattr("oram.backends.redis.backend._ERASING", 0.3)
+    with admin(shared) as client, opened(liar, name) as backend:
+        liar.answer = instead(b"SCAN", b"*2\r\n$1\r\n7\r\n*0\r\n")
+        start = time.monotonic()
+        with pytest.raises(BackendError, match="erase it again"):
+            backend.erase()
+        assert time.monotonic() - start < 2
+        assert client.exists(f"{{{name}}}:regions")
+        liar.answer = lambda _, said: said
+        backend.erase()
         assert list(client.scan_iter(f"{{{name}}}:*")) == []
 
 

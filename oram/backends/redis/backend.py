@@ -53,6 +53,7 @@ from oram.backends.redis.wire import EXEC, MULTI, missing, pack
 from oram.errors import (
     BackendAccessError,
     BackendError,
+    BackendFullError,
     BackendReadOnlyError,
     BackendUnavailableError,
     BackendWarning,
@@ -71,10 +72,10 @@ T = TypeVar("T")
 #: Keys deleted by one command: below a millisecond of the server's time.
 _SWEEP = 1000
 
-#: Seconds after which the slots of a dropped region are left to the next opening.
-_SWEEPING = 60.0
+#: Seconds after which the slots of dropped regions are left to the next opening, and after which an erasure is not gone on with.
+_SWEEPING, _ERASING = 60.0, 600.0
 
-#: Regions that a store may have: a few for each of its incarnations, of which there are two at most.
+#: Regions that a store may have, and dropped ones: a few for each of its incarnations, of which there are two at most.
 _MAX_REGIONS = 1024
 
 #: Bytes of a reply besides each slot in it.
@@ -213,7 +214,7 @@ class RedisBackend(XorBackend):
                     self._leaving.discard(region)
                 raise
             self._leaving.discard(region)
-            self._sweep(known)
+            self._sweep(known, time.monotonic() + _SWEEPING)
 
     def _forget(self, region: str, known: Region) -> None:
         forget = pack(b"HDEL", self._names.regions, region.encode())
@@ -221,11 +222,10 @@ class RedisBackend(XorBackend):
         self._transact([forget, remember])
         self._regions.pop(region, None)
 
-    def _sweep(self, known: Region) -> None:
-        """Delete the slots of a dropped region, or as many as there is time for: a later opening goes on. Its number is never given out again, so that
-        this can be done over and over; and nobody waits for as many slots as a server may say that there are.
+    def _sweep(self, known: Region, end: float) -> None:
+        """Delete the slots of a dropped region, or as many as there is time for until ``end``: a later opening goes on. Its number is never given out again,
+        so that this can be done over and over; and nobody waits for as many slots as a server may say that there are.
         """
-        end = time.monotonic() + _SWEEPING
         for keys in self._keys_of(known):
             if keys:
                 self._call(partial(self._transact, [pack(b"UNLINK", *keys)]))
@@ -236,14 +236,17 @@ class RedisBackend(XorBackend):
     def _keys_of(self, known: Region) -> Iterator[list[bytes]]:
         """All keys that a region can have, some at a time: by number, or of those that are there, whichever are fewer."""
         (size,) = self._call(partial(self._ask, [pack(b"DBSIZE")]))
-        return self._found(known) if integer(size) < known.shape.slots else known.chunks(_SWEEP)
+        return self._found(known.prefix) if integer(size) < known.shape.slots else known.chunks(_SWEEP)
 
-    def _found(self, known: Region) -> Iterator[list[bytes]]:
+    def _found(self, prefix: bytes) -> Iterator[list[bytes]]:
+        """The keys that begin so, some at a time. One that is there from the first until the last is among them, also where the store is moved meanwhile."""
         cursor, at = b"0", self._link.count
+        # SCAN names no key, so that a node would scan what it still has of a store that is being moved, or was. Around it stands one that is never there
+        # outside a transaction: a node that is giving the store away, or gave it, sends the question for it to the other one (ASK, MOVED).
+        absent = pack(b"GET", self._names.fold)
         while True:
-            command = pack(b"SCAN", cursor, b"MATCH", known.prefix + b"*", b"COUNT", b"%d" % _SWEEP)
-            # SCAN names no key, so that a node that has the store no longer would scan what is left there: the key ahead of it is refused.
-            _, reply = self._call(partial(self._ask, [self._names.holder, command]))
+            command = pack(b"SCAN", cursor, b"MATCH", prefix + b"*", b"COUNT", b"%d" % _SWEEP)
+            _, reply, _ = self._call(partial(self._ask, [absent, command, absent]))
             cursor, keys = array(reply, 2)
             yield strings(keys)
             if self._link.count != at:  # a cursor means nothing to another server
@@ -436,8 +439,11 @@ class RedisBackend(XorBackend):
                 self._call(self._arm)  # so that the first write takes no longer than any other
                 if self._replicas:
                     self._call(self._await)  # a failover must not take the lease back, nor what an earlier handle wrote
+                end = time.monotonic() + _SWEEPING
                 for number, slots in self._call(self._leftovers):
-                    self._sweep(Region.of(self._names, number, RegionShape(slots, 1)))
+                    self._sweep(Region.of(self._names, number, RegionShape(slots, 1)), end)
+                    if time.monotonic() >= end:
+                        break
             except BaseException:
                 self.release()
                 raise
@@ -476,7 +482,10 @@ class RedisBackend(XorBackend):
     def _leftovers(self) -> list[tuple[int, int]]:
         """Number and slots of the regions that somebody dropped and did not live to delete."""
         (reply,) = self._ask([pack(b"HGETALL", self._names.dropped)])
-        return [(integer(number), integer(slots)) for number, slots in pairs(reply)]
+        found = pairs(reply)
+        if len(found) > _MAX_REGIONS:
+            raise damaged()
+        return [(integer(number), integer(slots)) for number, slots in found]
 
     def release(self) -> None:
         """As the base class says. Where the server cannot be reached, the lease expires by itself."""
@@ -511,24 +520,45 @@ class RedisBackend(XorBackend):
         self._check()
 
     def erase(self) -> None:
-        """Delete everything of this store, whatever its state, a thousand keys at a time. **It is gone.** For the owner, or where nobody else knows the name.
+        """Delete everything of this store, whatever its state: all keys that begin as its own do, a thousand at a time. **It is gone.** For the owner, or
+        where nobody else knows the name.
 
-        Other than ``drop`` it needs no lease and takes no memory, of which a server that is full may have none left: so it makes room. Afterwards the
-        backend is as for a new store, and nobody's: what goes away is not to be missed on a new connection.
+        Other than ``drop`` it needs no lease and takes no memory, of which a server that is full may have none left: so it makes room. What an erasure that
+        was interrupted had sent, and what comes late, does nothing once the next store of this name is there; but for a server that is full (docs/remote.md).
+        Afterwards the backend is as for a new store, and nobody's: what goes away is not to be missed on a new connection.
+
+        StoreLockedError where somebody takes the lease meanwhile. BackendError where it takes more than ten minutes: the next call goes on. Cost: two
+        round trips for each thousand slots, and one for each thousand other keys of the database.
         """
-        names = self._names
+        names, end = self._names, time.monotonic() + _ERASING
         self.release()
-        self._unlink([names.lease])  # first, so that what is still on its way over an older connection fails
-        dropped = [Region.of(names, number, RegionShape(slots, 1)) for number, slots in self._call(self._leftovers)]
-        gone, self._regions = (*self._regions.values(), *dropped), {}
-        for region in gone:
-            for keys in self._keys_of(region):
-                if keys:
-                    self._unlink(keys)
-        self._unlink([names.regions, names.dropped, names.fence, names.fold])
+        # First, so that what is still on its way over an older connection fails; and outside of a transaction, which would look at the lease. Who takes
+        # it next can stand losing it.
+        self._call(partial(self._ask, [pack(b"UNLINK", names.lease)]))
+        for keys in self._found(names.prefix):
+            if time.monotonic() >= end:
+                raise BackendError("the store is not erased yet: erase it again")
+            slots = [key for key in keys if key not in names.small]
+            if slots:
+                self._unlink(slots)
+        self._unlink(names.small)  # last, so that what is half erased is not taken for nothing
+        self._regions = {}
 
-    def _unlink(self, keys: list[bytes]) -> None:
-        self._call(partial(self._ask, [pack(b"UNLINK", *keys)]))
+    def _unlink(self, keys: Sequence[bytes]) -> None:
+        """Delete keys while nobody has the lease. In a transaction, which fails where it comes so late that somebody took the lease since; but a server that
+        is full queues none, and there it is the command alone.
+        """
+        command = pack(b"UNLINK", *keys)
+
+        def alone() -> None:
+            if not self._armed:
+                self._arm()
+            self._ask([command])
+
+        try:
+            self._call(partial(self._transact, [command]))
+        except BackendFullError:
+            self._call(alone)
 
     def _keep_lease(self) -> None:
         """Renew the lease if it is time. Called in the background."""

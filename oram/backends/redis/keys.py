@@ -30,6 +30,7 @@ class Names:
         self.lease, self.fence, self.regions, self.dropped, self.fold = (
             self.prefix + kind for kind in (b"lease", b"fence", b"regions", b"dropped", b"fold")
         )
+        self.small = (self.regions, self.dropped, self.fence, self.fold)  #: all but the lease
         self.watch = pack(b"WATCH", self.lease)
         # A watch that was touched fails the next transaction, also one behind a further WATCH.
         self.look = [pack(b"UNWATCH"), self.watch, pack(b"GET", self.lease), pack(b"GET", self.fence)]
