@@ -21,7 +21,6 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -186,7 +185,9 @@ class Reader:
                 self._same("wait", milliseconds)
                 return "Z"
             case [name, *_]:
-                raise ValueError(f"an unexpected command: {name[:20].decode(errors='replace')}")
+                raise ValueError(
+                    f"an unexpected command, or one with unexpected words: {name[:20].decode(errors='replace')}"
+                )
             case _:
                 raise ValueError("no command")
 
@@ -315,9 +316,8 @@ class Log:
         self._reader = Reader(options.name, options)
         self._client: bytes | None = None
         self._ended = self._meddled = False
-        self._pending: Told | None = (
-            None  # the last command so far, as the one ahead of the mark is no command of the store's
-        )
+        #: The last command so far: the one ahead of the mark is none of the store's.
+        self._pending: tuple[list[bytes], float] | None = None
         self._first = True
         self._trouble = ""
         self._logged, self._sent = 0, list[int]()  # bytes: as the log shows them, and as the server counts them
@@ -337,9 +337,8 @@ class Log:
         link = backend._link
         asked = [pack(b"PING", mark), pack(*_WHO)]
 
-        def work() -> list[
-            Any
-        ]:  # one after the other: the bytes of the second are all there when it is executed, and no others
+        def work() -> list[Any]:
+            # one after the other: the bytes of the second are all there when it is executed, and no others
             return [link.trip([command])[0] for command in (reversed(asked) if last else asked)]
 
         replies = backend._call(work)
@@ -360,9 +359,9 @@ class Log:
             self._begin(told.client)
         elif told.client != self._client:
             self._meddled = self._meddled or self._tag in line
-        elif told.words == [b"PING", self._marks[1]]:
-            if self._pending is not None and self._pending.words != _WHO:
-                self._read(self._pending)
+        elif self._marks[1] in line:
+            if self._pending is not None and self._pending[0] != _WHO:
+                self._read(*self._pending)
             self._pending, self._ended = None, True
         else:
             words = told.words
@@ -371,18 +370,18 @@ class Log:
                 self._logged = 0
             else:
                 if self._pending is not None:
-                    self._read(self._pending)
-                self._pending = told
+                    self._read(*self._pending)
+                self._pending = words, told.at
             self._first = False
 
     def _begin(self, client: bytes) -> None:
         self._reader, self._client, self._pending = Reader(self._options.name, self._options), client, None
         self._first, self._logged, self._trouble, self._meddled = True, 0, "", False
 
-    def _read(self, told: Told) -> None:
+    def _read(self, words: list[bytes], at: float) -> None:
         if not self._trouble:
             try:
-                self._reader.hear(told.words, told.at)
+                self._reader.hear(words, at)
             except ValueError as error:
                 self._trouble = str(error)
 
@@ -402,7 +401,8 @@ class Log:
                 "others use the same Unix socket, and the server's log does not tell who is who: name a host and a port"
             )
         if self._trouble:
-            raise ValueError(self._trouble)
+            unsure = not self._sent and (self._client or b"").startswith(b"unix:")
+            raise ValueError(self._trouble + ", unless others use the same Unix socket" * unsure)
         if unseen:
             raise ValueError(f"the server was told {unseen} bytes that its log does not show")
         if self._meddled:
