@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import re
 import secrets
 import threading
 from collections.abc import Iterator
@@ -18,12 +16,10 @@ from oram.backends.redis.link import Link
 from oram.backends.redis.wire import pack
 from oram.errors import BackendAccessError, BackendError, ParameterError
 from oram.testing.scratch import ScratchNames
-from oram.testing.serverlog import parse
+from oram.testing.serverlog import Log
 from oram.trace import Event, TraceBackend
 
 __all__ = ["Listener"]
-
-_WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 
 class _Kept(RedisBackend):
@@ -52,20 +48,20 @@ class Listener:
 
     @contextmanager
     def look(self, trace: TraceBackend) -> Iterator[list[Event]]:
-        """For ``testing.worlds.observe``: the events of a store as its server logs them; what the trace recorded is not looked at."""
-        name = cast(RedisBackend, trace.inner).options.name
-        events: list[Event] = []
-        with self._monitored() as commands:
+        """For ``testing.worlds.observe``: the events of a store as its server logs them; what the trace recorded is not looked at.
+
+        ValueError and BackendError as ``serverlog.Log.events``.
+        """
+        backend = cast(RedisBackend, trace.inner)
+        log, events = Log(backend.options), list[Event]()
+        with self._monitored(log), log.listening(backend):
             yield events
         link = self._link()
         try:
-            (reply,) = link.trip([pack(b"HGETALL", b"{%s}:regions" % name.encode())])
+            (reply,) = link.trip([pack(b"HGETALL", b"{%s}:regions" % backend.options.name.encode())])
         finally:
             link.drop()
-        regions = dict(zip(reply[::2], reply[1::2], strict=True))
-        regions.pop(b"", None)  # the last number given out
-        mine = b"{%s}:" % name.encode()
-        events += parse(_of_store(commands, mine), name, regions)
+        events += log.events(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     def _link(self) -> Any:
         link = Link(self._options)
@@ -73,8 +69,9 @@ class Listener:
         return link
 
     @contextmanager
-    def _monitored(self) -> Iterator[list[list[bytes]]]:
-        mark, seen, link = secrets.token_hex(16).encode(), list[list[bytes]](), self._link()
+    def _monitored(self, log: Log) -> Iterator[None]:
+        """All that the server is told meanwhile goes to the log, line by line; the lines themselves are not kept."""
+        mark, link = secrets.token_hex(16).encode(), self._link()
         (reply,) = link.trip([pack(b"MONITOR")])
         if reply != b"OK":
             link.drop()
@@ -83,36 +80,20 @@ class Listener:
 
         def listen() -> None:
             try:
-                while True:
-                    line = link.hear()
-                    if mark in line:
-                        return
-                    words = _WORD.findall(line.split(b"] ", 1)[1])
-                    seen.append([codecs.escape_decode(word)[0] for word in words])
+                while mark not in (line := link.hear()):
+                    log.hear(line)
             except Exception as error:
                 failed.append(error)
 
         thread = threading.Thread(target=listen, name="oram-audit", daemon=True)
         thread.start()
         try:
-            yield seen
+            yield
         finally:
             other = self._link()
-            other.trip([pack(b"ECHO", mark)])
+            other.trip([pack(b"PING", mark)])
             other.drop()
             thread.join(60)
             link.drop()
         if failed or thread.is_alive():
             raise BackendError("the server stopped showing what it is told")
-
-
-def _of_store(commands: list[list[bytes]], prefix: bytes) -> list[list[bytes]]:
-    """Those that name a key of the store, or none at all: of others on the server nothing else is looked at.
-
-    Commands without a key end no round trip of the store, and carry no slot.
-    """
-    return [
-        words
-        for words in commands
-        if any(word.startswith(prefix) for word in words[1:]) and words[0].upper() not in (b"ECHO", b"SCAN")
-    ]

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-__all__ = ["Cluster", "Server", "free_port", "redis_cluster", "redis_server", "server_binary"]
+__all__ = ["Cluster", "Server", "Told", "free_port", "redis_cluster", "redis_server", "server_binary"]
 
 _READY = b"eady to accept connections"  # Redis and Valkey differ in what comes before
 
@@ -30,11 +30,34 @@ _PROGRAM = "ORAM_TEST_SERVER"
 #: What the port of a cluster's bus is above the other one, unless it is said; and Redis 6.2 cannot be told.
 _BUS = 10_000
 
-#: A word of a line of MONITOR, inside its quotes.
+#: A line of MONITOR, and a word of it, inside its quotes.
+_LINE = re.compile(rb'\+?(\d+\.\d+) \[\d+ (.*?)\] (".*)', re.DOTALL)
 _WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 
 #: What no test wants, unless it says so: snapshots, and more than one disk write a second.
 _QUIET = {"bind": "127.0.0.1", "save": "", "appendonly": "yes", "appendfsync": "everysec", "daemonize": "no"}
+
+
+class Told(NamedTuple):
+    """A command as MONITOR shows it. at: seconds, by the server's clock. client: the address of who said it; over a Unix socket all have the same."""
+
+    at: float
+    client: bytes
+    said: bytes
+
+    @classmethod
+    def of(cls, line: bytes) -> Self:
+        """ValueError for a line that is none."""
+        match = _LINE.match(line)
+        if match is None:
+            raise ValueError("no line of MONITOR")
+        at, client, said = match.groups()
+        return cls(float(at), client, said)
+
+    @property
+    def words(self) -> list[bytes]:
+        """Its words, without quotes and escapes."""
+        return [codecs.escape_decode(word)[0] for word in _WORD.findall(self.said)]
 
 
 def free_port() -> int:
@@ -143,6 +166,14 @@ class Server:
         Only where nobody needs a password.
         """
         seen: list[list[bytes]] = []
+        with self.lines() as lines:
+            yield seen
+        seen += [Told.of(line).words for line in lines]
+
+    @contextmanager
+    def lines(self) -> Iterator[list[bytes]]:
+        """The same as MONITOR shows it, for ``Told``."""
+        seen: list[bytes] = []
         mark = secrets.token_hex(16).encode()
         with closing(self._dial()) as watcher, watcher.makefile("rb") as log:
             watcher.sendall(b"MONITOR\r\n")
@@ -155,8 +186,7 @@ class Server:
             for line in log:
                 if mark in line:
                     return
-                words = _WORD.findall(line.split(b"] ", 1)[1])
-                seen.append([codecs.escape_decode(word)[0] for word in words])
+                seen.append(line)
 
     def _dial(self) -> socket.socket:
         if self.socket_path is None:
