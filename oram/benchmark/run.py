@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,7 +22,7 @@ from oram.benchmark.subject import Case, Session, Subject, SubjectMissingError, 
 from oram.benchmark.workload import SCAN, WORKLOADS, Request, key_of, read_trace
 from oram.errors import OramError
 from oram.params import SCHEMES
-from oram.provenance import provenance
+from oram.provenance import command, provenance
 
 __all__ = ["Results", "measure"]
 
@@ -69,7 +67,7 @@ class Results:
 def described(plan: Plan) -> dict[str, Any]:
     """Where, when and with what."""
     found: dict[str, Any] = provenance() | {
-        "command": _command(),
+        "command": command("oram.benchmark.measure(Plan(...))"),
         "oram": oram.__version__,
         "kernels": kernels.active().name,
         "seed": plan.seed,
@@ -85,12 +83,6 @@ def described(plan: Plan) -> dict[str, Any]:
         except OramError:  # neither the native kernels nor the cipher need be here
             continue
     return found
-
-
-def _command() -> str:
-    program = Path(sys.argv[0])
-    ours = program.name == "oram" or program.parent.name == "oram"
-    return shlex.join(["oram", *sys.argv[1:]]) if ours else "oram.benchmark.measure(Plan(...))"
 
 
 # --- a comparison
