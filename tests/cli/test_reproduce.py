@@ -29,11 +29,12 @@ def test_a_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     runs = []
-    for out in (tmp_path / "a", tmp_path / "b"):
+    for out in (tmp_path / "a", tmp_path / "b[/b]"):
         assert cli.main(["reproduce", "hierarchical", "--quick", "--seed", "3", "-o", str(out)]) == 0
         told = capsys.readouterr().out
         assert "values within their tolerance" in told
         assert "OUTSIDE" not in told
+        assert f"Kept: {out / 'results.json'}, " in told  # and no markup
         runs.append((out / "hierarchical-cost.svg").read_bytes())
         assert runs[-1].startswith(b"<?xml")
     assert runs[0] == runs[1]
