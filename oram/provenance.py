@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["provenance"]
+__all__ = ["command", "provenance"]
 
 
 def provenance() -> dict[str, Any]:
@@ -25,6 +27,13 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
     }
+
+
+def command(otherwise: str) -> str:
+    """The command line of this process, if it is one of ``oram``; ``otherwise``, what was called in Python."""
+    program = Path(sys.argv[0])
+    ours = program.name == "oram" or program.parent.name == "oram"
+    return shlex.join(["oram", *sys.argv[1:]]) if ours else otherwise
 
 
 def _processor() -> str:

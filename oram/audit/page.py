@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from oram.audit.verdict import Check, Verdict
 
-__all__ = ["page"]
+__all__ = ["page", "subject"]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --dim: #57606a; --paper: #fff; --line: #d0d7de; --card: #f6f8fa; --good: #1a7f37; --bad: #cf222e; --odd: #9a6700 }
@@ -25,6 +26,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 pre { background: var(--card); padding: .8rem; border-radius: 6px; overflow-x: auto; font-size: .82rem }
 """
 
+_PLACES = {"memory": "in memory", "lmdb": "in LMDB on this disk", "redis": "on a Redis or Valkey server"}
 _KINDS = {"nothing found": "good", "leak found": "bad", "inconclusive": "odd"}
 
 
@@ -44,6 +46,19 @@ def _table(checks: Iterable[Check]) -> str:
     return f'<div class="wide"><table>{head}{"".join(map(_row, checks))}</table></div>'
 
 
+def subject(target: Mapping[str, Any]) -> str:
+    """What is audited, in a line. target: the fields of a ``Target``, as a verdict has them."""
+    params = ", ".join(f"{name}={value}" for name, value in target["params"].items() if value is not None)
+    scheme = f"{str(target['scheme']).capitalize()} ORAM" + (f" ({params})" if params else "")
+    shards = f" in {target['shards']} shards" if target["shards"] > 1 else ""
+    stands_for = f" in place of {target['stands_for']:,}" if target["stands_for"] else ""
+    blocks = "a block" if target["blocks_per_value"] == 1 else f"{target['blocks_per_value']} blocks"
+    return (
+        f"{scheme}{shards}, scratch stores of {target['capacity']:,} records{stands_for}, each {blocks} of {target['block_size']} bytes, "
+        f"{target['cipher']}, {_PLACES[target['kind']]}"
+    )
+
+
 def page(verdict: Verdict) -> str:
     """The whole page."""
     kind = _KINDS[verdict.outcome]
@@ -56,15 +71,12 @@ def page(verdict: Verdict) -> str:
         for each in verdict.controls
     )
     uncovered = "".join(f"<li>{html.escape(each)}</li>" for each in verdict.not_covered)
-    what = f"{str(target['scheme']).capitalize()} ORAM, {target['capacity']:,} records, blocks of {target['block_size']} bytes, {target['cipher']}, {target['kind']}"
-    if target.get("stands_for"):
-        what += f" (a scratch store, in place of one for {target['stands_for']:,} records)"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>Audit: {html.escape(verdict.outcome)}</title><style>{_STYLE}</style></head><body>
 <h1>What does the server learn?</h1>
-<p class="dim">{html.escape(what)} · {html.escape(str(verdict.provenance["date"]))} · oram {html.escape(str(verdict.provenance["oram"]))}, {html.escape(str(verdict.provenance["kernels"]))} kernels, seed {verdict.provenance["seed"]}</p>
+<p class="dim">{html.escape(subject(target))} · {html.escape(str(verdict.provenance["date"]))} · oram {html.escape(str(verdict.provenance["oram"]))}, {html.escape(str(verdict.provenance["kernels"]))} kernels, seed {verdict.provenance["seed"]}</p>
 <div class="verdict {kind}"><b>{html.escape(verdict.outcome.capitalize())}</b><span>{html.escape(verdict.summary)}</span></div>
 <p>Scratch stores with these parameters were made and used, and all that their server saw was written down: which slots, in which order, how many bytes, how long the records
 of the journal. If any of that depended on <em>what</em> was asked for, the server could learn it. The probability that all these checks together accuse a sound store is at most

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from oram.benchmark.subject import BASELINES, Case, Session, Subject, SubjectMis
 from oram.benchmark.workload import SCAN, WORKLOADS, Request, key_of, read_trace
 from oram.errors import OramError, ParameterError
 from oram.params import SCHEMES
-from oram.provenance import provenance
+from oram.provenance import command, provenance
 
 __all__ = ["Results", "measure"]
 
@@ -87,7 +85,7 @@ class Results:
 def described(plan: Plan) -> dict[str, Any]:
     """Where, when and with what."""
     found: dict[str, Any] = provenance() | {
-        "command": _command(),
+        "command": command("oram.benchmark.measure(Plan(...))"),
         "oram": oram.__version__,
         "kernels": kernels.active().name,
         "seed": plan.seed,
@@ -103,12 +101,6 @@ def described(plan: Plan) -> dict[str, Any]:
         except OramError:  # neither the native kernels nor the cipher need be here
             continue
     return found
-
-
-def _command() -> str:
-    program = Path(sys.argv[0])
-    ours = program.name == "oram" or program.parent.name == "oram"
-    return shlex.join(["oram", *sys.argv[1:]]) if ours else "oram.benchmark.measure(Plan(...))"
 
 
 # --- a comparison

@@ -19,8 +19,10 @@ Exit codes, which scripts may rely on:
     14   a figure that was measured again lies outside its tolerance
     15   an audit found a leak
     16   an audit saw too little to say anything
+    129  the terminal went away (SIGHUP)
     130  interrupted
     141  whoever read the output went away; no message
+    143  ended by SIGTERM
 
 An error is one line on stderr, ``oram: <message>``, and a warning another one, ``oram: warning: <message>``. They contain no key, value,
 passphrase or password.

@@ -127,7 +127,11 @@ def _fail(error: BaseException) -> int:
         # program at the left of a pipe, nobody wants to hear of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
-    print(f"oram: {message}", file=sys.stderr)
+    try:
+        print(f"oram: {message}", file=sys.stderr)
+    except OSError:
+        # The terminal went away. What is in the buffer would fail once more at exit, which changes the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code
 
 

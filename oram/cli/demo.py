@@ -24,6 +24,7 @@ from oram.cli import picture, places, workload
 from oram.cli.comparison import RUNS, Comparison, Cuckoo, Ring, Side, cost_rows, move_rows, p_text, verdict
 from oram.cli.credentials import write_key
 from oram.cli.exits import InputError
+from oram.cli.output import plain
 from oram.cli.progress import Meter, meter
 from oram.cli.view import BINS, Cost, Moved, View, off_schedule
 from oram.engine import Durability
@@ -154,14 +155,12 @@ def run(
         )  # fmt: skip
     output.write_text(picture.page(found), encoding="utf-8")
     show(console, found)
-    console.print(f"\nThe same as a web page: {output}", highlight=False, soft_wrap=True)
+    console.print(Text(f"\nThe same as a web page: {output}"), soft_wrap=True)
     if server is not None:
         console.print("What was made on the server is removed.")
     if directory is not None:
-        console.print(
-            f"The oblivious store, Path, is {directory / 'oblivious'}; its key is in {directory / 'key'}.",
-            soft_wrap=True,
-        )
+        said = f"The oblivious store, Path, is {directory / 'oblivious'}; its key is in {directory / 'key'}."
+        console.print(Text(said), soft_wrap=True)
 
 
 # --- the stores
@@ -398,7 +397,7 @@ def show(console: Console, found: Comparison) -> None:
     console.print(grid)
     console.print(_costs(found))
     for sentence in verdict(found):
-        console.print(sentence, highlight=False)
+        console.print(Text(sentence))
 
 
 def _panel(side: Side, bars: int, scale: int, names: Sequence[str] | None) -> Panel:
@@ -470,5 +469,5 @@ def _costs(found: Comparison) -> Table:
     for name in ("per s", "p50 us", "p99 us", "trips", "bytes", "journal"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in cost_rows(found):
-        table.add_row(*row[:-2], row[-2], row[-1])
+        table.add_row(*plain(*row))
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from oram import errors
+from oram.cli.signals import EndedError
 
 __all__ = ["CLOSED", "CODES", "INTERRUPTED", "InputError", "StoppedError", "explain", "one_line"]
 
@@ -76,6 +77,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return USAGE, one_line(_usage(error))
     if _is_click(error, "Abort"):
         return INTERRUPTED, "interrupted"
+    if isinstance(error, EndedError):
+        return error.code, str(error)
     for kind, code in CODES:
         if isinstance(error, kind):
             return code, one_line(_message(error))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from oram.cli.exits import InputError
+from oram.cli.exits import InputError, one_line
 
-__all__ = ["console", "directory", "write"]
+__all__ = ["console", "directory", "plain", "say", "write"]
 
 _WIDTH = 170  # of a table, where the output is no terminal
 
@@ -18,6 +18,18 @@ def console() -> Any:
 
     found = Console()
     return found if found.is_terminal else Console(width=_WIDTH)
+
+
+def plain(*texts: str) -> list[Any]:
+    """Cells of a table that say what the texts say: of a str rich takes ``[bold]`` for markup, and a path may have that in it."""
+    from rich.text import Text
+
+    return [Text(text) for text in texts]
+
+
+def say(out: Any, text: str) -> None:
+    """One line on a console, as it is, however long: whoever searches a log finds it whole."""
+    out.print(*plain(one_line(text)), soft_wrap=True)
 
 
 def directory(path: Path) -> None:

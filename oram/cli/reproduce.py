@@ -15,9 +15,9 @@ import typer
 import oram
 from oram.cli import exits
 from oram.cli.exits import InputError
-from oram.cli.output import console, directory, write
+from oram.cli.output import console, directory, plain, say, write
 from oram.cli.progress import meter
-from oram.provenance import provenance
+from oram.provenance import command, provenance
 
 __all__ = ["reproduce"]
 
@@ -49,6 +49,7 @@ def reproduce(
     """Measure again what papers say about their schemes, and set it beside that.
 
     Exit code 14 if a value lies outside its tolerance. Takes some minutes on two cores, and no store.
+    What was measured is kept when a run is interrupted.
     """  # fmt: skip
     from oram.papers import PAPERS, Run, Size
     from oram.papers import reproduce as measure
@@ -60,43 +61,83 @@ def reproduce(
         raise InputError(f"no such paper: {', '.join(PAPERS)} or all")
     names = list(PAPERS) if paper == "all" else [paper]
     directory(output)
-    findings = []
-    with meter("") as bar:
-        run = Run(seed=seed, size=Size.QUICK if quick else Size.FULL)
-        for name in names:
-            bar.stage(name, None)
-            shown = 0
+    run = Run(seed=seed, size=Size.QUICK if quick else Size.FULL)
+    kept = _Kept(output, {"command": command(f"oram.cli.main({['reproduce', paper]})"), **_described(run)}, names)
+    try:
+        with meter("") as bar:
+            for name in names:
+                bar.stage(name, None)
+                shown = 0
 
-            def progress(done: int, total: int, name: str = name) -> None:
-                nonlocal shown
-                if shown != total:
-                    bar.stage(name, total)
-                    shown = total
-                bar.at(done)
+                def progress(done: int, total: int, name: str = name) -> None:
+                    nonlocal shown
+                    if shown != total:
+                        bar.stage(name, total)
+                        shown = total
+                    bar.at(done)
 
-            run.progress = progress
-            findings.append(measure(name, run))
-        bar.stage("drawing", None)
-        drawn = _draw(findings)
-    found: dict[str, Any] = {
-        "provenance": run.described() | {"oram": oram.__version__} | provenance(),
-        "holds": all(each.holds for each in findings),
-        "papers": {
-            each.paper: {
-                "holds": each.holds,
-                "seconds": round(each.seconds, 1),
-                "rows": [_row(row) for row in each.rows],
-                "series": each.series,
-            }
-            for each in findings
-        },
-    }
-    _write(output, found, drawn)
-    if as_json:
-        print(json.dumps(found))
-    else:
-        _report(findings, found["provenance"], output, drawn)
-    return 0 if found["holds"] else exits.OUTSIDE
+                run.progress = progress
+                finding = measure(name, run)
+                bar.stage("drawing", None)
+                kept.add(finding)
+    finally:
+        if as_json:
+            print(json.dumps(kept.found()))
+        elif kept.findings:
+            _report(kept)
+    return exits.OUTSIDE if kept.found()["holds"] is False else 0
+
+
+def _described(run: Any) -> dict[str, Any]:
+    return {**run.described(), "oram": oram.__version__, **provenance()}
+
+
+class _Kept:
+    """What was measured so far, in the directory as soon as it is there: nothing else of an interrupted run stays.
+
+    drawn: names of the figures; None where matplotlib is not installed.
+    """
+
+    def __init__(self, output: Path, provenance: dict[str, Any], names: Sequence[str]) -> None:
+        self.output, self.provenance, self.names = output, provenance, names
+        self.findings: list[Any] = []
+        self.drawn: list[str] | None = []
+        self._write()  # of an earlier run, what is there is no result of this one
+
+    @property
+    def complete(self) -> bool:
+        """Whether all papers are done."""
+        return len(self.findings) == len(self.names)
+
+    def add(self, finding: Any) -> None:
+        """A paper is done."""
+        self.findings.append(finding)
+        drawn = _draw(finding)
+        self.drawn = None if self.drawn is None or drawn is None else [*self.drawn, *drawn]
+        for name, figure in (drawn or {}).items():
+            write(self.output / f"{name}.svg", figure)
+        self._write()
+
+    def _write(self) -> None:
+        write(self.output / "results.json", json.dumps(self.found(), indent=1) + "\n")
+
+    def found(self) -> dict[str, Any]:
+        """For results.json. holds: false if a value lies outside its tolerance, null as long as some are to come."""
+        holds = all(each.holds for each in self.findings)
+        return {
+            "provenance": self.provenance,
+            "complete": self.complete,
+            "holds": holds and (True if self.complete else None),
+            "papers": {
+                each.paper: {
+                    "holds": each.holds,
+                    "seconds": round(each.seconds, 1),
+                    "rows": [_row(row) for row in each.rows],
+                    "series": each.series,
+                }
+                for each in self.findings
+            },
+        }
 
 
 # rich is imported where something is shown: the command line takes this module's command in, whatever it is asked for.
@@ -109,19 +150,17 @@ def _list() -> None:
 
     out = console()
     for paper in PAPERS.values():
-        out.print(Text(paper.name, style="bold"), soft_wrap=True, markup=False, highlight=False)
-        out.print(Text(f"  {paper.citation}\n  {paper.what}"), soft_wrap=True, markup=False, highlight=False)
+        out.print(Text(paper.name, style="bold"), soft_wrap=True)
+        out.print(Text(f"  {paper.citation}\n  {paper.what}"), soft_wrap=True)
 
 
-def _draw(findings: Sequence[Any]) -> dict[str, bytes] | None:
+def _draw(finding: Any) -> dict[str, bytes] | None:
     """The figures; None where matplotlib is not installed."""
     try:
         figures = importlib.import_module("oram.papers.figures")
     except ImportError:
         return None
-    drawn = {}
-    for finding in findings:
-        drawn.update(figures.draw(finding))
+    drawn: dict[str, bytes] = figures.draw(finding)
     return drawn
 
 
@@ -129,24 +168,19 @@ def _row(row: Any) -> dict[str, Any]:
     return {**asdict(row), "deviation": row.deviation}
 
 
-def _write(output: Path, found: dict[str, Any], drawn: dict[str, bytes] | None) -> None:
-    write(output / "results.json", json.dumps(found, indent=1) + "\n")
-    for name, figure in (drawn or {}).items():
-        write(output / f"{name}.svg", figure)
-
-
 # --- for people
 
 
-def _report(findings: Sequence[Any], provenance: dict[str, Any], output: Path, drawn: dict[str, bytes] | None) -> None:
+def _report(kept: _Kept) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from oram.papers import PAPERS
 
     out = console()
-    for finding in findings:
-        table = Table(title=f"{finding.paper}: {PAPERS[finding.paper].citation}", title_justify="left", pad_edge=False)
+    for finding in kept.findings:
+        title = Text(f"{finding.paper}: {PAPERS[finding.paper].citation}", style="table.title")
+        table = Table(title=title, title_justify="left", pad_edge=False)
         for name in ("what", "measured", "s.e.", "reference", "", "deviation", "tolerance", ""):
             table.add_column(
                 name, justify="right" if name in ("measured", "s.e.", "reference", "deviation") else "left"
@@ -159,28 +193,18 @@ def _report(findings: Sequence[Any], provenance: dict[str, Any], output: Path, d
                 table.add_row(Text(group, style="bold"), "", "", "", "", "", "", "")
             table.add_row(*_cells(row))
         out.print(table)
-        out.print(_summary(finding), soft_wrap=True, markup=False, highlight=False)
+        say(out, _summary(finding))
         out.print()
-    out.print(_sources(findings), soft_wrap=True, markup=False, highlight=False)
-    if provenance["kernels"] != "native":
-        out.print(
-            "The native kernels are not in use here, so only small trees were simulated: see oram doctor.",
-            soft_wrap=True,
-        )
-    where = f"{output / 'results.json'}" + "".join(f", {output / name}.svg" for name in drawn or {})
-    out.print(
-        f"Seed {provenance['seed']}, size {provenance['size']}. Kept: {where}",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
-    if drawn is None:
-        out.print(
-            "No figures: they need matplotlib, pip install 'oram[report]'.",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
+    for line in _sources(kept.findings):
+        say(out, line)
+    if kept.provenance["kernels"] != "native":
+        say(out, "The native kernels are not in use here, so only small trees were simulated: see oram doctor.")
+    if not kept.complete:
+        say(out, f"Not complete: {len(kept.findings)} of {len(kept.names)} papers.")
+    where = f"{kept.output / 'results.json'}" + "".join(f", {kept.output / name}.svg" for name in kept.drawn or [])
+    say(out, f"Seed {kept.provenance['seed']}, size {kept.provenance['size']}. Kept: {where}")
+    if kept.drawn is None:
+        say(out, "No figures: they need matplotlib, pip install 'oram[report]'.")
 
 
 def _cells(row: Any) -> list[Any]:
@@ -192,8 +216,9 @@ def _cells(row: Any) -> list[Any]:
     kind = "control" if row.control else str(row.kind or "")
     deviation = "" if row.deviation is None else f"{100 * row.deviation:+.1f} %"
     what = f"  {row.what}" + (f"\n    {row.note}" if row.note else "")
+    numbers = (_number(row.measured), _number(row.error, 2), _number(row.reference))
     return [
-        Text(what), _number(row.measured), _number(row.error, 2), _number(row.reference), kind, deviation, row.tolerance,
+        *plain(what, *numbers, kind, deviation, row.tolerance),
         Text(word or "not judged" if row.reference is not None else "", style=style),
     ]  # fmt: skip
 
@@ -217,10 +242,10 @@ def _summary(finding: Any) -> str:
     )
 
 
-def _sources(findings: Sequence[Any]) -> str:
+def _sources(findings: Sequence[Any]) -> list[str]:
     kinds: dict[str, set[str]] = {}
     for finding in findings:
         for row in finding.rows:
             if row.kind is not None:
                 kinds.setdefault(str(row.kind), set()).add(row.source)
-    return "\n".join(f"{kind}: {'; '.join(sorted(sources))}" for kind, sources in sorted(kinds.items()))
+    return [f"{kind}: {'; '.join(sorted(sources))}" for kind, sources in sorted(kinds.items())]

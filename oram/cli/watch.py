@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from oram.cli.exits import InputError
+from oram.cli.signals import ending
 
 __all__ = ["run"]
 
@@ -12,7 +13,7 @@ _MISSING = "this needs the extra dashboard: pip install 'oram[dashboard]'"
 
 
 def run(*, host: str, port: int, scheme: str, seed: int) -> None:
-    """Serve the page until Ctrl-C, which is how it is meant to end. InputError where the extra is missing."""
+    """Serve the page until Ctrl-C, which is how it is meant to end. InputError where the extra is missing; EndedError after SIGTERM or SIGHUP."""
     try:
         from oram.dashboard.server import hosts_of, listen, serve
         from oram.dashboard.session import Settings
@@ -21,6 +22,6 @@ def run(*, host: str, port: int, scheme: str, seed: int) -> None:
     settings = Settings().changed(scheme=scheme)
     listening = listen(host, port)
     print(f"What the server sees: http://{hosts_of(listening)[0]}/ (Ctrl-C ends it)", flush=True)
-    with suppress(KeyboardInterrupt):
+    with ending(), suppress(KeyboardInterrupt):
         serve(listening, settings=settings, seed=seed)
     print("stopped")

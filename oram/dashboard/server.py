@@ -13,21 +13,25 @@ import hmac
 import ipaddress
 import json
 import secrets
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any, ParamSpec, TypeVar
 
 import uvicorn
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from oram.dashboard.frames import Newest
 from oram.dashboard.session import Session, Settings, choices
@@ -55,6 +59,8 @@ _HEADERS = {
 _BEAT = 0.2  # seconds between frames
 _VIEWERS = 16  # at a time
 _BODY = 4096  # bytes of a change
+_PATIENCE = 5.0  # seconds until all of them have to be there
+_SLOW = 60.0  # seconds that a viewer may take for a frame
 _FILES = {"watch.css": "text/css", "watch.js": "text/javascript"}
 
 
@@ -104,6 +110,7 @@ class Dashboard:
         self._session: Session
         self._worker: ThreadPoolExecutor
         self._newest: Newest
+        self._reading = set[asyncio.Timeout]()
         routes = [
             Route("/", self._page),
             *(Route(f"/{name}", self._file) for name in _FILES),
@@ -120,7 +127,7 @@ class Dashboard:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:  # noqa: ARG002
-        self._newest = Newest()
+        self._newest = Newest(_VIEWERS)
         with ThreadPoolExecutor(1, "oram-watch") as self._worker:
             self._session = await self._run(Session, self._settings, self._seed)
             await self._show()
@@ -151,8 +158,10 @@ class Dashboard:
             await asyncio.sleep(max(0.0, begun + _BEAT - now()))
 
     async def end(self) -> None:
-        """End every stream."""
+        """End every stream, and wait for no body any longer."""
         await self._newest.end()
+        for timeout in self._reading:
+            timeout.reschedule(asyncio.get_running_loop().time())
 
     # --- what is served
 
@@ -165,9 +174,9 @@ class Dashboard:
         return Response(_read(name), media_type=_FILES[name])
 
     async def _events(self, request: Request) -> Response:  # noqa: ARG002
-        if self._newest.viewers >= _VIEWERS:
+        if not self._newest.enter():
             return PlainTextResponse("too many viewers", 503)
-        return EventSourceResponse(self._stream(), send_timeout=60, shutdown_grace_period=2)  # ``end`` comes first
+        return _Seated(self._newest, self._stream())
 
     async def _stream(self) -> AsyncIterator[ServerSentEvent]:
         yield ServerSentEvent(json.dumps(choices()), event="choices")
@@ -180,11 +189,14 @@ class Dashboard:
             return _problem("reload the page: this server was started after it", 403)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _problem("a change is JSON", 415)
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _BODY:
-                return _problem("a change is shorter", 413)
+        try:
+            body = await self._body(request)
+        except TimeoutError:
+            return _problem("a change comes at once", 408, last=True)
+        except ClientDisconnect:  # nobody gets this answer
+            return _problem("a change is sent to its end", 400)
+        if body is None:
+            return _problem("a change is shorter", 413, last=True)
         try:
             change = json.loads(body)
         except (ValueError, RecursionError):
@@ -198,6 +210,20 @@ class Dashboard:
         await self._show()
         return Response(status_code=204)
 
+    async def _body(self, request: Request) -> bytes | None:
+        """None for one that is too long, TimeoutError for one that takes too long or is not there yet when the server ends."""
+        body = b""
+        async with asyncio.timeout(_PATIENCE) as timeout:
+            self._reading.add(timeout)
+            try:
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > _BODY:
+                        return None
+            finally:
+                self._reading.discard(timeout)
+        return body
+
     def _apply(self, change: dict[str, Any]) -> None:
         if change == {"reset": True}:
             self._session.reset()
@@ -205,8 +231,25 @@ class Dashboard:
             self._session.change(**change)
 
 
-def _problem(text: str, status: int) -> Response:
-    return JSONResponse({"error": text}, status)
+class _Seated(EventSourceResponse):
+    """The events of one viewer. The seat, taken before, is given back after the last of them, also where the first one never got through."""
+
+    def __init__(self, newest: Newest, events: AsyncIterator[ServerSentEvent]) -> None:
+        super().__init__(events, send_timeout=_SLOW, shutdown_grace_period=2)  # ``end`` comes first
+        self._newest = newest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One stream."""
+        try:
+            with contextlib.suppress(SendTimeoutError):  # it is cut off, and gets a seat again when it comes back
+                await super().__call__(scope, receive, send)
+        finally:
+            self._newest.leave()
+
+
+def _problem(text: str, status: int, *, last: bool = False) -> Response:
+    """last: of its connection, on which the rest of a body may still come."""
+    return JSONResponse({"error": text}, status, {"connection": "close"} if last else None)
 
 
 def _read(name: str) -> str:
@@ -245,11 +288,32 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._dashboard.end()
+        for connection in list(self.server_state.connections):
+            if (
+                isinstance(connection, H11Protocol) and connection.flow.write_paused
+            ):  # nobody reads what is still to be sent
+                connection.transport.abort()
         await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGHUP too, with which a terminal goes away, unless it is ignored. Once all has ended, a signal goes to whoever had it before."""
+        with super().capture_signals():  # which raises again, at its end, what came
+            before = signal.getsignal(signal.SIGHUP)
+            if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
 
 
 def serve(listening: socket.socket, *, settings: Settings | None = None, seed: int = 1) -> None:
-    """Serve the page until SIGINT or SIGTERM, then end every stream and the engine's thread. KeyboardInterrupt after SIGINT."""
+    """Serve the page until SIGINT, SIGTERM or SIGHUP, then end every stream and the engine's thread, and raise the signal again: KeyboardInterrupt
+    after SIGINT.
+    """
     dashboard = Dashboard(hosts_of(listening), settings=settings, seed=seed)
     config = uvicorn.Config(
         dashboard.app, log_level="warning", access_log=False, proxy_headers=False, server_header=False, ws="none", http="h11",

@@ -36,7 +36,7 @@ class Settings:
     leaking: bool = False
     paused: bool = False
 
-    def changed(self, **new: Any) -> Settings:
+    def changed(self, /, **new: Any) -> Settings:
         """The same with some changes. ParameterError if they make no sense; a leak that another scheme has is replaced by the first of this one."""
         names = {field.name for field in dataclasses.fields(self)}
         if unknown := set(new) - names:
@@ -47,7 +47,7 @@ class Settings:
         if "leak" not in new and settings.leak not in own:
             leaking = settings.leaking and "leaking" in new
             settings = dataclasses.replace(settings, leak=own[0] if own else None, leaking=leaking)
-        refuse([] if settings.leak in (*own, None) else ["no such leak of this scheme"])
+        refuse([] if settings.leak in (*own, None) else [f"no such leak of this scheme: {', '.join(own)}"])
         refuse(["no leak is chosen"] if settings.leaking and settings.leak is None else [])
         return settings
 
@@ -56,9 +56,11 @@ class Settings:
         workload: object = self.workload
         rate: object = self.rate
         switches: list[object] = [self.leaking, self.paused]
-        found = [] if isinstance(scheme, str) and scheme in SCHEMES else ["no such scheme"]
-        found += [] if isinstance(workload, str) and workload in WORKLOADS else ["no such workload"]
-        found += [] if type(rate) is int and rate in RATES else ["no such rate"]
+        found = [] if isinstance(scheme, str) and scheme in SCHEMES else [f"no such scheme: {', '.join(SCHEMES)}"]
+        found += (
+            [] if isinstance(workload, str) and workload in WORKLOADS else [f"no such workload: {', '.join(WORKLOADS)}"]
+        )
+        found += [] if type(rate) is int and rate in RATES else [f"no such rate: {', '.join(map(str, RATES))}"]
         found += [] if all(isinstance(each, bool) for each in switches) else ["leaking and paused are true or false"]
         return found
 
@@ -113,7 +115,7 @@ class Session:
         """Whether nothing more will come of this run."""
         return self._failed is not None or self.accesses >= LIMIT
 
-    def change(self, **new: Any) -> None:
+    def change(self, /, **new: Any) -> None:
         """Set switches. ParameterError, and then nothing has changed. What a run is made of begins another one."""
         before, self.settings = self.settings, self.settings.changed(**new)
         if not before.same_run(self.settings):

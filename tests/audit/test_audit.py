@@ -309,8 +309,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Nothing found" in (tmp_path / "v.html").read_text()
     assert main(["audit", *told, "--workload", f"{path}:few", "--workload", f"{path}:more"]) == 15
     assert main(["audit", "--scheme", "round"]) == 2
-    assert main(["audit", "--backend", "tape"]) == 2
-    assert main(["audit", "--leak", "nothing"]) == 2
+    assert main(["audit", "--scheme", "path", "--backend", "tape"]) == 2
+    assert main(["audit", "--scheme", "path", "--leak", "nothing"]) == 2
     capsys.readouterr()
     assert main(["audit", *told, *mine, "--leak", "its page first"]) == 15
     assert "LEAK FOUND" in capsys.readouterr().out

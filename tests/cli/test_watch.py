@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +26,8 @@ def test_only_the_loopback(oram: Oram, host: str) -> None:
 
 
 def test_wrong_options(oram: Oram) -> None:
-    assert oram("watch", "--scheme", "x", "--port", 0).code == 2
+    done = oram("watch", "--scheme", "x", "--port", 0)
+    assert (done.code, done.err) == (2, "oram: no such scheme: path, ring, cuckoo, linear\n")
     assert oram("watch", "--port", 70000).code == 2
     assert oram("watch", "--seed", -1).code == 2
 
@@ -68,3 +70,16 @@ def test_ctrl_c_is_how_it_ends(oram: Oram, monkeypatch: pytest.MonkeyPatch) -> N
         "stopped",
     ]
     assert (given["settings"], given["seed"]) == (Settings().changed(scheme="ring"), 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_have_codes_of_their_own(
+    oram: Oram, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def serve(listening: socket.socket, **_: Any) -> None:
+        listening.close()
+        signal.raise_signal(number)  # as uvicorn does, after all has ended
+
+    monkeypatch.setattr(server, "serve", serve)
+    done = oram("watch", "--port", 0)
+    assert (done.code, done.err) == (128 + number, f"oram: ended by {number.name}\n")

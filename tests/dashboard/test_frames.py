@@ -9,7 +9,7 @@ from oram.dashboard.frames import Newest
 
 def test_a_slow_viewer_gets_the_newest_frame_and_no_queue() -> None:
     async def scene() -> list[str]:
-        newest = Newest()
+        newest = Newest(2)
         await newest.show("1")
         slow, quick = newest.frames(), newest.frames()
         seen = [await anext(slow), await anext(quick)]
@@ -33,19 +33,20 @@ def test_a_slow_viewer_gets_the_newest_frame_and_no_queue() -> None:
 
 def test_who_looks_is_counted() -> None:
     async def scene() -> None:
-        newest = Newest()
+        newest = Newest(2)
         waiting = asyncio.create_task(newest.watched())
         await newest.show("1")
         await asyncio.sleep(0)
         assert not waiting.done()
-        first, second = newest.frames(), newest.frames()
-        await anext(first)
-        await anext(second)
+        assert newest.enter()
+        assert newest.enter()
         await waiting
         assert newest.viewers == 2
-        await first.aclose()
-        assert newest.viewers == 1
-        await second.aclose()
+        assert not newest.enter()  # where it is decided: who has a seat need not have seen anything yet
+        newest.leave()
+        assert newest.enter()
+        newest.leave()
+        newest.leave()
         assert newest.viewers == 0
         again = asyncio.create_task(newest.watched())
         await asyncio.sleep(0)
