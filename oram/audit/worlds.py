@@ -10,13 +10,14 @@ import importlib
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from oram.audit.place import Scratch
 from oram.errors import BackendError, IntegrityError, ParameterError
 from oram.store import ObliviousStore
-from oram.testing.worlds import PAIRS, Pair, View, Work, observe
-from oram.trace import Event
+from oram.testing.worlds import PAIRS, Look, OddWorldError, Pair, View, Work, observe
+from oram.trace import Event, TraceBackend
 
 __all__ = ["BUILT_IN", "Compared", "compare", "named_workload", "pairs_of"]
 
@@ -28,6 +29,7 @@ QUICK = (
     "gets / deletes of hits",
     "values: small / large",
     "a hot key / all keys in turn",
+    "batches: duplicates / distinct",
 )
 
 
@@ -58,6 +60,8 @@ def named_workload(name: str) -> Work:
         work = getattr(module, function)
     except (ImportError, OSError, AttributeError):
         raise ParameterError(f"{name}: there is no such workload") from None
+    except (Exception, SystemExit) as error:
+        raise ParameterError(f"{name}: the module of the workload failed: {type(error).__name__}") from error
     if not callable(work):
         raise ParameterError(f"{name}: not a function of a store")
     found: Callable[[ObliviousStore], None] = work
@@ -79,9 +83,9 @@ def _guarded(name: str, work: Work) -> Work:
     def run(store: ObliviousStore) -> None:
         try:
             work(store)
-        except (BackendError, IntegrityError):
+        except (BackendError, IntegrityError, OddWorldError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ParameterError(f"{name}: the workload failed: {type(error).__name__}") from error
 
     return run
@@ -100,11 +104,25 @@ def compare(place: Scratch, pairs: Sequence[Pair], seed: int) -> Iterator[Compar
 
 def _observed(place: Scratch, work: Work, seed: int) -> View | str:
     try:
-        return observe(place.make, work, seed, place.look)
-    except ParameterError:
-        raise
-    except ValueError as error:  # what no simulator says, in a server's log; or a workload, or a store, that asks for something else each time
+        return observe(place.make, work, seed, _heard(place.look))
+    except OddWorldError as error:
         return str(error)
+
+
+def _heard(look: Look) -> Look:
+    """What a server says that it was told, and what no store of this library tells it, is an odd world; what the workload raises is not."""
+
+    @contextmanager
+    def heard(trace: TraceBackend) -> Iterator[list[Event]]:
+        with ExitStack() as stack:
+            events = stack.enter_context(look(trace))
+            yield events
+            try:
+                stack.close()
+            except ValueError as error:
+                raise OddWorldError(str(error)) from error
+
+    return heard
 
 
 def _differ(place: Scratch, left: View, right: View) -> str:
