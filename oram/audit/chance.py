@@ -181,27 +181,30 @@ def slots_on_input(watched: Watched) -> Result:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Begun:
-    """What a new store showed. shown: of each of its records in order, twice; pairs: of a hierarchy instead, the pair at each level for each access."""
+    """What a new store showed. shown: of each of its records in order, and of the first ``BEGINS`` again.
+
+    pairs: of a hierarchy instead, the pair at each level for each access.
+    """
 
     places: int
     shown: tuple[int, ...]
     pairs: tuple[dict[int, tuple[int, int]], ...]
 
 
-#: Records of a hierarchy that are put into it and asked for again: a few tables are enough.
+#: Records that are asked for again; of a hierarchy, all that are put into it: a few tables are enough.
 BEGINS = 128
 
 
 def begin(target: Target, leak: Leak | None = None) -> Begun:
-    """A new store under a key that others have too. Trees are loaded in bulk, and all records asked for in order, twice: first leaves are those that it
-    began with, then those that it drew. To a hierarchy, which begins with hash functions, records are put one by one.
+    """A new store under a key that others have too. Trees are loaded in bulk, and all records asked for in order, and some again: first leaves are
+    those that it began with, then those that it drew. To a hierarchy, which begins with hash functions, some records are put one by one.
     """
     hierarchy = target.scheme == "cuckoo"
     side = oblivious(target.scheme, leak, visible(target), bytes(32), filled=not hierarchy)
-    held = records()[: BEGINS if hierarchy else None]
+    held, again = records()[: BEGINS if hierarchy else None], records()[:BEGINS]
     shown, pairs = list[int](), list[dict[int, tuple[int, int]]]()
-    for turn in range(2):
-        for number, (key, value) in enumerate(held):
+    for turn, asked in enumerate((held, again)):
+        for number, (key, value) in enumerate(asked):
             side.ask(Request(number, key, value if hierarchy and not turn else None))
             shown.append(max(0, side.recent[-1]))
             pairs.append(side.sight.pairs)

@@ -173,11 +173,12 @@ def _ciphertexts(target: Target, accesses: int, leak: Leak | None) -> list[Check
     kept = TraceBackend(MemoryBackend(), keep_data=True)
     with (oram.create if leak is None else leak.create)(kept, **target.options()) as store:
         kept.clear()
-        store.put(b"0", b"v")
-        accesses = max(2, min(accesses, _KEPT // max(1, 2 * kept.bytes_written)))
-        for i in range(accesses):
+        for i in range(_LONGEST):
             store.put(b"%d" % (i % 7), b"v" * (i % 3))
             store.get(b"%d" % (i % 9))
+            full = kept.bytes_written > _KEPT // 2
+            if i and (full or (i >= accesses and i % _STEP == 0 and _written_anew(kept.events) >= _ANEW)):
+                break
     tests = {
         "lengths of ciphertexts": (constant_lengths, "all slots of a region have one length, whatever is in them"),
         "new ciphertexts": (changed_everywhere, "no block of sixteen bytes of a slot outlives its being written anew"),
@@ -186,12 +187,28 @@ def _ciphertexts(target: Target, accesses: int, leak: Leak | None) -> list[Check
             "no sixteen bytes are written twice, anywhere: with a nonce used again, empty blocks would be alike",
         ),
     }
-    found = []
+    found, anew = [], _written_anew(kept.events)
     for name, (test, says) in tests.items():
         result = test(kept.events)
         trouble = "" if result.passed else f"{result.statistic:g} exceptions"
-        found.append(Check(name, says, "exact", len(kept.events), 0.0, None, trouble, "any single difference"))
+        found.append(Check(name, says, "exact", anew, 0.0, None, trouble, "any single difference" if anew else ""))
     return found
+
+
+#: Puts and gets until so many slots were written anew, at most so many; looked at after so many.
+_ANEW, _LONGEST, _STEP = 100, 4000, 10
+_SEALED = ("slots.", "meta.")  # regions whose slots have a nonce each
+
+
+def _written_anew(events: Sequence[Event]) -> int:
+    """How many slots were written that had been written before."""
+    written = [
+        (event.region, slot)
+        for event in events
+        if event.op == "write" and event.region.startswith(_SEALED)
+        for slot in event.indices
+    ]
+    return len(written) - len(set(written))
 
 
 def _nothing_twice(events: Sequence[Event]) -> Result:
@@ -199,7 +216,7 @@ def _nothing_twice(events: Sequence[Event]) -> Result:
     whole = [
         np.ascontiguousarray(event.data[:, : event.data.shape[1] // 16 * 16]).reshape(-1, 16)
         for event in events
-        if event.op == "write" and event.data is not None and event.region.startswith(("slots.", "meta."))
+        if event.op == "write" and event.data is not None and event.region.startswith(_SEALED)
     ]
     blocks = np.concatenate(whole).view("V16").ravel() if whole else np.empty(0, "V16")
     twice = blocks.size - len(set(blocks.tolist()))
@@ -267,10 +284,8 @@ def _slots_on_input(target: Target, watched: chance.Watched, seed: int, leak: Le
     return Check(name, says, "statistical", n, result.level, result.p_value, trouble, chance.slots_conditioned(watched))
 
 
-def _new_stores(target: Target, leak: Leak | None) -> list[Check]:
-    """What a store begins with. Linear begins with nothing."""
-    if target.scheme == "linear":
-        return []
+def _new_stores(target: Target, leak: Leak | None, only: Sequence[str] = ()) -> list[Check]:
+    """What a store begins with, or some checks of it. Linear begins with nothing, and a hierarchy with hash functions, which have no order."""
     stores: dict[int, chance.Begun] = {}
 
     def store(number: int) -> chance.Begun:
@@ -278,27 +293,25 @@ def _new_stores(target: Target, leak: Leak | None) -> list[Check]:
             stores[number] = chance.begin(target, leak)
         return stores[number]
 
-    alike = confirmed(lambda which: chance.alike(store(2 * which), store(2 * which + 1)))
-    says = "two new stores under one key, with the same records, show the same only as often as by chance (exact binomials)"
-    trouble = "" if alike.passed else "two new stores showed the same"
-    n = len(store(0).shown)
-    found = [
-        Check(NEW[0], says, "statistical", n, alike.level, alike.p_value, trouble, chance.alike_in(store(0), store(1)))
-    ]
-    if target.scheme != "cuckoo":
-        order = confirmed(lambda which: chance.in_order(store(2 * which)))
-        says = "the first leaves of records after a bulk load are uniform, and say nothing of their order (chi-squares, exact binomial)"
-        trouble = "" if order.passed else "the first leaves followed an order"
-        n = chance.RECORDS
-        found.append(
-            Check(
-                NEW[1], says, "statistical", n, order.level, order.p_value, trouble, chance.ordered(n, store(0).places)
-            )
-        )
-    return found
+    def alike() -> Check:
+        found = confirmed(lambda which: chance.alike(store(2 * which), store(2 * which + 1)))
+        says = "two new stores under one key, with the same records, show the same only as often as by chance (exact binomials)"
+        trouble = "" if found.passed else "two new stores showed the same"
+        power = chance.alike_in(store(0), store(1))
+        return Check(_ALIKE, says, "statistical", len(store(0).shown), found.level, found.p_value, trouble, power)
+
+    def in_order() -> Check:
+        found = confirmed(lambda which: chance.in_order(store(2 * which)))
+        says = "after a bulk load, the first leaves of records are uniform, and say nothing of their order (chi-squares, exact binomial)"
+        trouble, n = "" if found.passed else "the first leaves follow an order", chance.RECORDS
+        power = chance.ordered(n, store(0).places)
+        return Check(_IN_ORDER, says, "statistical", n, found.level, found.p_value, trouble, power)
+
+    checks = {"linear": {}, "cuckoo": {_ALIKE: alike}}.get(target.scheme, {_ALIKE: alike, _IN_ORDER: in_order})
+    return [check() for name, check in checks.items() if name in (only or checks)]
 
 
-NEW = ("new stores alike", "new stores in order")
+_ALIKE, _IN_ORDER = "new stores alike", "new stores in order"
 
 
 def _whole_runs(target: Target, runs: int, seed: int, leak: Leak | None) -> Check:
@@ -328,7 +341,7 @@ def _controls(target: Target, accesses: int, runs: int, seed: int, progress: Cal
         elif name in _OF_CIPHERTEXTS:
             add(name, "puts and gets", _FEW, _ciphertexts(target, _FEW, leak))
         elif name in _OF_NEW:
-            add(name, "each record once", chance.BEGINS, _new_stores(target, leak))
+            add(name, "each record once", chance.RECORDS, _new_stores(target, leak, _OF_NEW[name]))
     progress("stores that leak: pairs")
     for name, of_pair in _OF_PAIRS.items():
         pairs = [pair for pair in BUILT_IN if pair.name == of_pair]
@@ -342,31 +355,30 @@ def _controls(target: Target, accesses: int, runs: int, seed: int, progress: Cal
     for name in _OF_REQUESTS:
         if name in known:
             progress("stores that leak: dependence on the request")
-            watched = chance.watch(target, "hot key", accesses, seed, known[name])
-            checks = [_on_input(target, watched, seed, known[name])]
-            checks += [_slots_on_input(target, watched, seed, known[name])] if watched.choices else []
-            add(name, "hot key", watched.accesses, checks)
+            watched = chance.watch(target, "hot key", min(accesses, _ENOUGH), seed, known[name])
+            depends = _slots_on_input if watched.choices and name != "halves" else _on_input
+            add(name, "hot key", watched.accesses, [depends(target, watched, seed, known[name])])
     return found
 
 
 #: Leaks that are for checks other than those of ``running``. Of pairs: with the one that has to find it.
 _OF_CIPHERTEXTS = ("a ciphertext is kept", "two ciphertexts alike")
-_OF_NEW = ("begins in order", "begins as any other", "hashes as any other")
+_OF_NEW = {"begins in order": [_IN_ORDER], "begins as any other": [_ALIKE], "hashes as any other": [_ALIKE]}
 _OF_PAIRS = {"a miss is free": "gets: hits / misses", "a get journals less": "gets / puts"}
 _OF_REQUESTS = ("halves", "coins thrown once")
 _OF_RUNS = "the same again is free"
-_FEW = 70  # accesses
+_FEW, _ENOUGH = 70, 1500  # accesses
 
 
 def _watched(target: Target, accesses: int, seed: int, leak: Leak) -> Control:
-    """A store that tests of ``running`` have to find; half as many accesses more than they have, that one does not go unnoticed by bad luck."""
+    """A store that tests of ``running`` have to find; twice the accesses that these have, so that one does not go unnoticed by bad luck."""
     workload = leak.workload or "uniform"
 
     def alarms(findings: Iterable[Finding]) -> list[str]:
         return [each.name for each in findings if each.alarm is not None and leak.test in ("", each.name)]
 
     watched = chance.watch(
-        target, workload, accesses + accesses // 2, seed, leak, lambda side: bool(alarms(side.findings)), _OPENED_AT
+        target, workload, 2 * accesses, seed, leak, lambda side: bool(alarms(side.findings)), _OPENED_AT
     )
     return Control(leak.name, leak.says, workload, watched.accesses, tuple(alarms(watched.findings)))
 
