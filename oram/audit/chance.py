@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -18,27 +19,50 @@ from scipy import stats as scipy_stats
 import oram
 from oram.audit.leaks import Leak
 from oram.audit.place import Target
-from oram.audit.running import LAGS, Finding
+from oram.audit.running import LAGS, Finding, choices_by
 from oram.audit.sides import SCHEMES, Side, oblivious
-from oram.audit.sights import Sights
-from oram.audit.workload import HOTTEST, RECORDS, WORKLOADS, Request
+from oram.audit.sights import Choice, Sights
+from oram.audit.workload import HOTTEST, RECORDS, WORKLOADS, Request, records
 from oram.backends import MemoryBackend
 from oram.params import CuckooParams, PathParams, RingParams, SchemeParams
 from oram.testing.randomness import leaves_of
-from oram.testing.statistics import LEVEL, Result, bins, classifier, input_conditioned
+from oram.testing.statistics import (
+    LEVEL,
+    PERMUTATIONS,
+    Result,
+    bins,
+    classifier,
+    input_conditioned,
+    runs_equal,
+    same_block_equal,
+    same_block_pairs,
+    serial_independence,
+    uniform_leaves,
+)
 from oram.trace import TraceBackend
 
 __all__ = [
+    "BEGINS",
     "POWER",
+    "RECORDS",
+    "Begun",
     "Watched",
+    "alike",
+    "alike_in",
+    "begin",
     "classified",
     "conditioned",
     "detectable",
+    "in_order",
     "off",
     "on_input",
+    "ordered",
     "repeated",
+    "slots_conditioned",
+    "slots_on_input",
     "told_apart",
     "uneven",
+    "uneven_permuted",
     "watch",
 ]
 
@@ -56,7 +80,7 @@ _SPREAD = 1 << 20  # places into which ``running`` spreads cells of tables of se
 class Watched:
     """One run: what was asked for, accesses, and where its tests stand at the end. leak: None of a sound store.
 
-    shown: what stood for each access that showed something. labels: what kind of request it was, see ``on_input``.
+    shown: what stood for each access that showed something. labels: what kind of request it was, see ``on_input``. choices: of Ring, with the same of each.
     """
 
     workload: str
@@ -66,6 +90,7 @@ class Watched:
     sights: Sights
     shown: tuple[int, ...]
     labels: tuple[int, ...]
+    choices: tuple[tuple[Choice, int], ...]
 
     @property
     def alarms(self) -> list[Finding]:
@@ -92,20 +117,29 @@ def watch(
     seed: int,
     leak: Leak | None = None,
     until: Callable[[Side], bool] = lambda _: False,
+    reopened: int | None = None,
 ) -> Watched:
-    """A run of a store, sound or leaking, under a workload of ``workload.WORKLOADS``. until: when it may end sooner."""
+    """A run of a store, sound or leaking, under a workload of ``workload.WORKLOADS``. until: when it may end sooner.
+
+    reopened: accesses after which the store is closed and opened again, if it can be; half of them by default.
+    """
     side = oblivious(target.scheme, leak, visible(target))
     requests = WORKLOADS[workload].requests(seed)
-    shown, labels = list[int](), list[int]()
+    shown, labels, choices = list[int](), list[int](), list[tuple[Choice, int]]()
+    reopened = accesses // 2 if reopened is None else reopened
     for made, request in zip(range(1, accesses + 1), requests, strict=False):
         side.ask(request)
         if side.recent[-1] >= 0:
             shown.append(side.recent[-1])
             labels.append(_label(request))
+        choices += [(choice, _label(request)) for choice in side.sight.choices]
+        if made == reopened:
+            side.reopen()
         if made % _LOOK == 0:
             side.look()
             if until(side):
                 break
+    side.look(last=True)
     return Watched(
         workload,
         None if leak is None else leak.name,
@@ -114,6 +148,7 @@ def watch(
         side.sights,
         tuple(shown),
         tuple(labels),
+        tuple(choices),
     )
 
 
@@ -132,6 +167,77 @@ def on_input(watched: Watched, seed: int) -> Result:
     kinds = sorted(set(watched.labels))
     labels = [kinds.index(label) for label in watched.labels]
     return input_conditioned(watched.shown, labels, watched.sights.places, seed)
+
+
+def slots_on_input(watched: Watched) -> Result:
+    """The same of which slot of a bucket a Ring store is asked for. ValueError for too few accesses, and for other stores."""
+    return choices_by(
+        [choice for choice, _ in watched.choices], np.array([label for _, label in watched.choices], np.int64)
+    )
+
+
+# --- new stores
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Begun:
+    """What a new store showed. shown: of each of its records in order, and of the first ``BEGINS`` again.
+
+    pairs: of a hierarchy instead, the pair at each level for each access.
+    """
+
+    places: int
+    shown: tuple[int, ...]
+    pairs: tuple[dict[int, tuple[int, int]], ...]
+
+
+#: Records that are asked for again; of a hierarchy, all that are put into it: a few tables are enough.
+BEGINS = 128
+
+
+def begin(target: Target, leak: Leak | None = None) -> Begun:
+    """A new store under a key that others have too. Trees are loaded in bulk, and all records asked for in order, and some again: first leaves are
+    those that it began with, then those that it drew. To a hierarchy, which begins with hash functions, some records are put one by one.
+    """
+    hierarchy = target.scheme == "cuckoo"
+    side = oblivious(target.scheme, leak, visible(target), bytes(32), filled=not hierarchy)
+    held, again = records()[: BEGINS if hierarchy else None], records()[:BEGINS]
+    shown, pairs = list[int](), list[dict[int, tuple[int, int]]]()
+    for turn, asked in enumerate((held, again)):
+        for number, (key, value) in enumerate(asked):
+            side.ask(Request(number, key, value if hierarchy and not turn else None))
+            shown.append(max(0, side.recent[-1]))
+            pairs.append(side.sight.pairs)
+    return Begun(side.sights.places, tuple(shown), tuple(pairs) if hierarchy else ())
+
+
+def in_order(begun: Begun) -> Result:
+    """Whether the first leaves of records say anything about each other, or their numbers about them: the worst of four tests, Bonferroni within."""
+    places, first = begun.places, begun.shown[:RECORDS]
+    steps = [(b - a) % places for a, b in itertools.pairwise(first)]
+    found = [
+        uniform_leaves(first, places),
+        same_block_pairs([(number * places // RECORDS, leaf) for number, leaf in enumerate(first)], places),
+        serial_independence(first, places),
+        same_block_equal([([a], [b]) for a, b in itertools.pairwise(steps)], places),
+    ]
+    worst = min(found, key=lambda result: result.p_value)
+    return dataclasses.replace(worst, p_value=min(1.0, len(found) * worst.p_value))
+
+
+def alike(one: Begun, other: Begun) -> Result:
+    """Whether two new stores show the same more often than by chance: of a hierarchy the worst level, Bonferroni within."""
+    if not one.pairs:
+        return runs_equal(one.shown, other.shown, one.places)
+    levels: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+    for left, right in zip(one.pairs, other.pairs, strict=True):
+        for level in left.keys() & right.keys():
+            mine, its = levels.setdefault((level, left[level][1]), ([], []))
+            mine.append(left[level][0])
+            its.append(right[level][0])
+    found = [runs_equal(mine, its, places) for (_, places), (mine, its) in levels.items()]
+    worst = min(found, key=lambda result: result.p_value)
+    return dataclasses.replace(worst, p_value=min(1.0, len(found) * worst.p_value))
 
 
 # --- whole runs
@@ -188,19 +294,27 @@ def _features(target: Target, label: int, leak: Leak | None) -> list[float]:
 
 
 def detectable(finding: Finding, sights: Sights) -> str:
-    """The smallest flaw that this test finds with probability ``POWER``, twice in a row, at its number of observations; empty before its first look.
+    """The smallest flaw that this test finds with probability ``POWER``, twice in a row, at its last look; empty before its first one.
 
     Of exact binomials: exact. Of chi-squares: the root mean square of the deviations, by the noncentral chi-square. Of Kolmogorov-Smirnov: a bound,
     by Hoeffding's inequality at the place where the distributions are farthest apart, so that the true number is smaller.
     """
-    level, n, places = finding.level, finding.seen, sights.places
+    level, n, places = finding.level, finding.looked, sights.places
     if level is None:
         return ""
     if level == 0:
         return "any single difference"
     place = sights.place
-    if finding.name in ("slot of a bucket", "cell repeated"):
+    if finding.name in ("slot of a bucket", "slots fetched", "cell repeated"):
         return _told(off(n, level), 1, "ranks whose distribution is off by {:.1%} somewhere")
+    if (
+        finding.name == "slot for a record"
+    ):  # so many levels, two orders and two kinds of records, of which one has more
+        levels = len(sights.rows)
+        share = uneven(n // levels, level / (4 * levels), 9 * 3)
+        return _told(
+            share, math.sqrt(3), "shares of a quarter of slots off by {:.0%} on average with the record, at one level"
+        )
     if finding.name == "same record, same cells":  # one binomial a level, which have about as many observations each
         levels = len(sights.rows) // 2
         again = repeated(n // levels, level / levels, 1 / places**2)
@@ -222,6 +336,39 @@ def detectable(finding: Finding, sights: Sights) -> str:
     of_lags = LAGS if finding.name.startswith("order") else 1
     share = uneven(n, level / of_lags, k * k - 1)
     return _told(share, math.sqrt(k * k - 1), f"shares of {k * k} groups of pairs off by {{:.0%}} on average")
+
+
+def alike_in(one: Begun, other: Begun) -> str:
+    """The least part of look-ups that two new stores have to share to be noticed; of a hierarchy at the level with the most."""
+    if not one.pairs:
+        n, chance, levels = len(one.shown), 1 / one.places, 1
+    else:
+        seen = [
+            left[level]
+            for left, right in zip(one.pairs, other.pairs, strict=True)
+            for level in left.keys() & right.keys()
+        ]
+        counts = Counter(pairs for _, pairs in seen)
+        pairs, n = counts.most_common(1)[0]
+        chance, levels = 1 / pairs, len(counts)
+    return _told(repeated(n, LEVEL / levels, chance), 1, f"the same in {{:.1%}} of accesses (by chance {chance:.2%})")
+
+
+def ordered(n: int, places: int) -> str:
+    """Of ``in_order``: the smallest flaw that its chi-square of numbers and leaves finds."""
+    k = bins(n, places, lambda k: k * k, 16)
+    return _told(
+        uneven(n, LEVEL / 4, k * k - 1), math.sqrt(k * k - 1), f"shares of {k * k} groups off by {{:.0%}} on average"
+    )
+
+
+def slots_conditioned(watched: Watched) -> str:
+    """Of ``slots_on_input``, where all levels are read about as often."""
+    levels, kinds = len(watched.sights.rows), len({label for _, label in watched.choices})
+    share = uneven(len(watched.choices) // levels, LEVEL / (2 * levels), 3 * kinds)
+    return _told(
+        share, math.sqrt(3), "shares of a quarter of slots off by {:.0%} on average with the request, at one level"
+    )
 
 
 def _told(flaw: float, most: float, says: str) -> str:
@@ -249,6 +396,18 @@ def uneven(n: int, level: float, df: int) -> float:
     return math.sqrt(high / n)
 
 
+def uneven_permuted(n: int, df: int) -> float:
+    """The same of a permutation test of such a statistic, which has to be larger than in any permutation: the largest of so many is a random number too."""
+    shares = (np.arange(2000) + 0.5) / 2000
+    critical = scipy_stats.chi2.isf(-np.expm1(np.log(shares) / PERMUTATIONS), df)
+    low, high = 0.0, 10 * (float(critical[-1]) + 100)
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = float(np.mean(scipy_stats.ncx2.sf(critical, df, max(middle, 1e-9))))
+        low, high = (low, middle) if found >= _ONCE else (middle, high)
+    return math.sqrt(high / n)
+
+
 def off(n: int, level: float) -> float:
     """Of Kolmogorov-Smirnov: the distance of the distributions that is found."""
     return float(scipy_stats.kstwo.isf(level, n)) + math.sqrt(math.log(1 / (1 - _ONCE)) / (2 * n))
@@ -260,11 +419,11 @@ def classified(tested: int) -> str:
 
 
 def conditioned(n: int, places: int, labels: int) -> str:
-    """The same of ``input_conditioned``, by its asymptotic chi-square."""
+    """The same of ``input_conditioned``, whose statistic has nearly a chi-square distribution."""
     k = bins(n, places, lambda k: k, 16)
     df = (k - 1) * (labels - 1)
     return _told(
-        uneven(n, math.sqrt(LEVEL), df),
+        uneven_permuted(n, df),
         math.sqrt(df),
         "shares of places that differ by {:.0%} on average with what was asked",
     )

@@ -10,14 +10,20 @@ The statistics, their nulls and what they detect are those of ``oram.testing.sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from oram.audit.sights import CuckooSights, LinearSights, PlainSights, RingSights, Sight, Sights
+import numpy as np
+from scipy import stats as scipy_stats
+
+from oram.audit.sights import Choice, CuckooSights, LinearSights, PlainSights, RingSights, Sight, Sights
+from oram.audit.workload import RECORDS
 from oram.testing import statistics
 from oram.testing.statistics import Result
+from oram.types import I64
 
-__all__ = ["ALPHA", "MOST", "Exact", "Finding", "Running", "Statistical", "battery"]
+__all__ = ["ALPHA", "MOST", "Exact", "Finding", "Running", "Statistical", "battery", "choices_by", "chosen_for"]
 
 #: Probability that a run of a sound store, however long, raises any alarm.
 ALPHA = statistics.ALPHA_TOTAL
@@ -37,7 +43,8 @@ class Finding:
     """Where a test stands.
 
     null: what is so if the store is sound. told: whether it needs to be told which record was asked for, which the server is not. seen: observations.
-    statistic, p_value, level: of the last look, None before it; level 0 is an exact check. alarm: observations at which it was raised.
+    statistic, p_value, level: of the last look, None before it; level 0 is an exact check. looked: observations at that look. alarm: at which it was
+    raised.
     """
 
     name: str
@@ -47,6 +54,7 @@ class Finding:
     statistic: float | None
     p_value: float | None
     level: float | None
+    looked: int
     alarm: int | None
 
     @property
@@ -64,7 +72,7 @@ class Running:
 
     def __init__(self, name: str, null: str, *, told: bool = False) -> None:
         self._name, self._null, self._told = name, null, told
-        self._seen = 0
+        self._seen = self._looked = 0
         self._last: tuple[float, float, float] | tuple[None, None, None] = (None, None, None)
         self._alarm: int | None = None
 
@@ -72,14 +80,16 @@ class Running:
         """An access, and the record that was asked for."""
         raise NotImplementedError
 
-    def look(self) -> None:
-        """Look, if it is time to."""
+    def look(self, *, last: bool = False) -> None:
+        """Look, if it is time to. last: nothing more comes, so that it is if anything came since."""
 
     @property
     def finding(self) -> Finding:
         """Where it stands."""
         statistic, p_value, level = self._last
-        return Finding(self._name, self._null, self._told, self._seen, statistic, p_value, level, self._alarm)
+        return Finding(
+            self._name, self._null, self._told, self._seen, statistic, p_value, level, self._looked, self._alarm
+        )
 
 
 class Exact(Running):
@@ -92,7 +102,7 @@ class Exact(Running):
         self._holds, self._odd = holds, 0
 
     def see(self, sight: Sight, record: int) -> None:  # noqa: ARG002
-        self._seen += 1
+        self._seen = self._looked = self._seen + 1
         if not self._holds(sight):
             self._odd += 1
             self._alarm = self._alarm or self._seen
@@ -126,15 +136,16 @@ class Statistical(Running):
             self._observed += self._gather(sight, record)
             self._seen = len(self._observed)
 
-    def look(self) -> None:
-        if self._seen < self._next or self._alarm is not None:
+    def look(self, *, last: bool = False) -> None:
+        due = self._seen > max(self._looked, FEWEST - 1) if last else self._seen >= self._next
+        if not due or self._alarm is not None:
             return
         self._next = self._seen + self._seen // 4
         try:
             result = self._test(self._observed)
         except ValueError:
             return
-        self._looks += 1
+        self._looks, self._looked = self._looks + 1, self._seen
         level = self._share / (self._looks * (self._looks + 1))
         self._last = result.statistic, result.p_value, level
         if result.p_value <= level:
@@ -150,6 +161,14 @@ def _shown(sight: Sight, record: int) -> Sequence[int]:  # noqa: ARG001
 
 def _ranks(sight: Sight, record: int) -> Sequence[tuple[int, int]]:  # noqa: ARG001
     return sight.ranks
+
+
+def _fetched(sight: Sight, record: int) -> Sequence[tuple[int, int]]:  # noqa: ARG001
+    return sight.fetched
+
+
+def _choices(sight: Sight, record: int) -> Iterable[tuple[Choice, int]]:
+    return [(choice, record) for choice in sight.choices]
 
 
 def _cells(sight: Sight, record: int) -> Sequence[tuple[int, int]]:  # noqa: ARG001
@@ -217,6 +236,51 @@ def _ranked(seen: list[tuple[int, int]]) -> Result:
     return statistics.uniform_ranks(seen, 2)
 
 
+def chosen_for(kinds: I64, ranks: I64, sizes: I64) -> Result:
+    """Chi-square of whether a choice depends on what kind of request it was made for. ValueError for too few of each kind.
+
+    kinds: small integers. ranks: of what was chosen, in an order that does not depend on the request, among ``sizes``: uniform whatever came before,
+    if the store is sound. So for each kind so many are expected in each of k equal parts: df = kinds (k - 1), over kinds that are often enough there.
+    """
+    counts = np.bincount(kinds)
+    often = np.flatnonzero(counts >= _LEAST * _PARTS)
+    if not often.size:
+        raise ValueError("too few observations of each kind for a chi-square test")
+    placed = (statistics.spread(zip(ranks.tolist(), sizes.tolist(), strict=True), 3) * _PARTS).astype(np.int64)
+    table = np.bincount(kinds * _PARTS + placed, minlength=counts.size * _PARTS).reshape(-1, _PARTS)[often]
+    expected = counts[often, np.newaxis] / _PARTS
+    found = float(((table - expected) ** 2 / expected).sum())
+    p = float(scipy_stats.chi2.sf(found, often.size * (_PARTS - 1)))
+    return Result("chosen for", found, p, statistics.LEVEL)
+
+
+_PARTS, _LEAST = 4, 20  # of a choice; expected in each of them
+_GROUPS = 8  # of records with neighbouring numbers
+
+
+def _chosen(seen: list[tuple[Choice, int]]) -> Result:
+    """Records by whether their numbers are odd, and by how large these are; those that are not there are one more kind."""
+    records = np.array([record for _, record in seen], np.int64)
+    there = records < RECORDS
+    parity, group = np.where(there, records % 2, 2), np.where(there, records * _GROUPS // RECORDS, _GROUPS)
+    return choices_by([choice for choice, _ in seen], parity, group)
+
+
+def choices_by(seen: Sequence[Choice], *kinds: I64) -> Result:
+    """The worst of ``chosen_for`` at each level, in both orders, and for each way to sort the requests into kinds. ValueError for too few."""
+    levels, ascending, even_first, sizes = np.array(seen, np.int64).reshape(-1, 4).T
+    found = []
+    for level in np.unique(levels):
+        rows = levels == level
+        for each in kinds:
+            for ranks in (ascending, even_first):
+                with suppress(ValueError):  # of a level that few accesses read
+                    found.append(chosen_for(each[rows], ranks[rows], sizes[rows]))
+    if not found:
+        raise ValueError("too few observations at each level")
+    return _worst(found)
+
+
 # --- the tests of a store
 
 
@@ -251,9 +315,16 @@ def _of_places(place: str, places: int, tests: int) -> list[Running]:
 
 
 def _of_ring(sights: RingSights) -> list[Running]:
-    tests = _of_places(sights.place, sights.places, 6)
+    tests = _of_places(sights.place, sights.places, 8)
     choice = "of a bucket's slots not read yet, each is read alike (Kolmogorov-Smirnov)"
-    return [*tests, Statistical("slot of a bucket", choice, 6, _ranks, _ranked)]
+    rewritten = "when a bucket is written anew, of its slots not read yet each is fetched alike (Kolmogorov-Smirnov)"
+    request = "which slot of a bucket is read says nothing about the record that is asked for (chi-squares, by level)"
+    return [
+        *tests,
+        Statistical("slot of a bucket", choice, 8, _ranks, _ranked),
+        Statistical("slots fetched", rewritten, 8, _fetched, _ranked),
+        Statistical("slot for a record", request, 8, _choices, _chosen, told=True),
+    ]
 
 
 def _of_cuckoo() -> list[Running]:

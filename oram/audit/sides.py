@@ -39,12 +39,23 @@ SCHEMES: dict[str, str | SchemeParams] = {
 }
 
 
-class Side:
-    """One store, under observation. ask: makes one request of it."""
+class _Store(Protocol):
+    def get(self, key: bytes, /) -> bytes | None: ...
+    def put(self, key: bytes, value: bytes, /) -> None: ...
 
-    def __init__(self, title: str, trace: TraceBackend, seen: Sights, ask: Callable[[Request], None]) -> None:
-        self.title, self.sights, self._trace, self._ask = title, seen, trace, ask
-        self._shown = False
+
+class Side:
+    """One store, under observation. again: closes it, and opens it again."""
+
+    def __init__(
+        self,
+        title: str,
+        trace: TraceBackend,
+        seen: Sights,
+        store: _Store,
+        again: Callable[[_Store], _Store] | None = None,
+    ) -> None:
+        self.title, self.sights, self._trace, self._store, self._again = title, seen, trace, store, again
         trace.clear()
         self.start()
 
@@ -54,28 +65,44 @@ class Side:
         self.touched: I64 = np.zeros(sum(row.cells for row in self.sights.rows), np.int64)
         self.recent: deque[int] = deque(maxlen=RECENT)
         self.latest: list[int] = []
+        self.sight = Sight()
         self.accesses = 0
 
     def ask(self, request: Request) -> None:
         """One request, and what the server saw of it."""
         with suppress(MissingKeyError):
-            self._ask(request)
+            if request.value is None:
+                self._store.get(request.key)
+            else:
+                self._store.put(request.key, request.value)
         sight = self.sights.see(self._trace.events, self._trace.state_commits)
         self._trace.clear()
         self._note(sight, request.record)
 
+    def reopen(self) -> None:
+        """Close the store and open it again, which is no access: exact checks see what the server saw of it. Nothing, of a store that cannot be."""
+        if self._again is None:
+            return
+        self._store = self._again(self._store)
+        sight = self.sights.reopened(self._trace.events, self._trace.state_commits)
+        self._trace.clear()
+        for test in self.tests:
+            if test.exact:
+                test.see(sight, -1)
+
     def _note(self, sight: Sight, record: int) -> None:
         self.accesses += 1
+        self.sight = sight
         self.latest = [cell for cell in sight.touched if 0 <= cell < self.touched.size]
         np.add.at(self.touched, self.latest, 1)
         self.recent.append(sight.shown[0] if sight.shown else -1)
         for test in self.tests:
             test.see(sight, record)
 
-    def look(self) -> None:
-        """Look at the tests whose turn it is."""
+    def look(self, *, last: bool = False) -> None:
+        """Look at the tests whose turn it is; at the end of a run, at all that have seen anything since."""
         for test in self.tests:
-            test.look()
+            test.look(last=last)
 
     @property
     def findings(self) -> list[Finding]:
@@ -93,42 +120,36 @@ def plain() -> Side:
     trace = TraceBackend(MemoryBackend())
     store = EncryptedStore(trace, _BLOCK)
     store.load(records())
-    return Side("Encrypted only", trace, PlainSights(RECORDS), _asking(store))
+    return Side("Encrypted only", trace, PlainSights(RECORDS), store)
 
 
-def oblivious(scheme: str, leak: Leak | None, params: SchemeParams | None = None) -> Side:
+def oblivious(
+    scheme: str, leak: Leak | None, params: SchemeParams | None = None, key: bytes | None = None, *, filled: bool = True
+) -> Side:
     """A store of this scheme that holds the records, sound or with a leak, at an instant from which all its slots and tables are in use.
 
-    params: in place of those of ``SCHEMES``; of trees, with pages of one bucket, and XOR.
+    params: in place of those of ``SCHEMES``; of trees, with pages of one bucket, and XOR. key: of the user, a new one by default.
+    filled: whether a hierarchy holds the records; else it is new and empty.
     """
     trace, held = TraceBackend(MemoryBackend()), records()
+    opening: dict[str, Any] = {"key": oram.generate_key() if key is None else key, "durability": "process"}
     options: dict[str, Any] = {
-        "key": oram.generate_key(), "capacity": RECORDS, "block_size": _LINEAR_BLOCK if scheme == "linear" else _BLOCK,
-        "scheme": params or SCHEMES[scheme], "tree_top": 0, "durability": "process",
+        **opening, "capacity": RECORDS, "block_size": _LINEAR_BLOCK if scheme == "linear" else _BLOCK,
+        "scheme": params or SCHEMES[scheme], "tree_top": 0,
         "items": None if scheme == "cuckoo" else held,
     }  # fmt: skip
     store = oram.create(trace, **options) if leak is None else leak.create(trace, **options)
-    side = Side(f"Oblivious: {scheme.capitalize()}", trace, sights.of(store.info()), _asking(store))
+
+    def again(handle: Any) -> _Store:
+        handle.close()
+        return oram.open(trace, **opening) if leak is None else leak.open(trace, **opening)
+
+    reopens = leak is None or leak.reopens
+    side = Side(f"Oblivious: {scheme.capitalize()}", trace, sights.of(store.info()), store, again if reopens else None)
     if (
-        scheme == "cuckoo"
-    ):  # put one by one, so that every level is there, which a load would leave empty but for the last
+        scheme == "cuckoo" and filled
+    ):  # one by one, so that every level is there, which a load would leave empty but for the last
         for number in range(len(held) + len(held) // 2):
-            key, value = held[number % len(held)]
-            side.ask(Request(number % len(held), key, value))
+            side.ask(Request(number % len(held), *held[number % len(held)]))
         side.start()
     return side
-
-
-class _Store(Protocol):
-    def get(self, key: bytes, /) -> bytes | None: ...
-    def put(self, key: bytes, value: bytes, /) -> None: ...
-
-
-def _asking(store: _Store) -> Callable[[Request], None]:
-    def ask(request: Request) -> None:
-        if request.value is None:
-            store.get(request.key)
-        else:
-            store.put(request.key, request.value)
-
-    return ask

@@ -5,19 +5,43 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import random
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from oram.testing.randomness import leaves_of
 from oram.testing.simulators import Commit, CuckooSimulator, simulator
 from oram.testing.simulators.cuckoo import STASH
 from oram.trace import Event
 
-__all__ = ["CuckooSights", "LinearSights", "PlainSights", "RingSights", "Row", "Sight", "Sights", "TreeSights", "of"]
+__all__ = [
+    "Choice",
+    "CuckooSights",
+    "LinearSights",
+    "PlainSights",
+    "RingSights",
+    "Row",
+    "Sight",
+    "Sights",
+    "TreeSights",
+    "of",
+]
 
 Rank: TypeAlias = tuple[int, int]  # of one among so many
+
+
+class Choice(NamedTuple):
+    """A slot that was read of a Ring bucket, among the ``size`` that were not read yet: how many come before it in two orders of these.
+
+    ascending: by their numbers. even_first: the even ones, and then the odd ones.
+    """
+
+    level: int
+    ascending: int
+    even_first: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +57,8 @@ class Sight:
     """One access.
 
     shown: what stands for it, numbers below ``Sights.places``: the leaf of a path, a slot; one for each that there was. touched: cells of the heat map,
-    counted through all rows. ranks: of slots that were chosen, among those that could have been. pairs: by level of a hierarchy, the pair of cells that
+    counted through all rows. ranks: of slots that were chosen, among those that could have been. choices: of Ring, the same by level of the tree. fetched: of
+    Ring, ranks of the slots that are read when a bucket is written anew. pairs: by level of a hierarchy, the pair of cells that
     was looked into, and how many pairs there are. cells: the same cells, each in its table. as_said, committed: whether the slots, and the lengths of what
     went to the journal, are what the simulator says.
     """
@@ -41,6 +66,8 @@ class Sight:
     shown: tuple[int, ...] = ()
     touched: list[int] = field(default_factory=list)
     ranks: list[Rank] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    fetched: list[Rank] = field(default_factory=list)
     pairs: dict[int, Rank] = field(default_factory=dict)
     cells: list[Rank] = field(default_factory=list)
     as_said: bool = True
@@ -58,6 +85,10 @@ class Sights:
 
     def see(self, events: Sequence[Event], commits: Sequence[Commit]) -> Sight:
         """The next access: all that was recorded of it, round trips counted from 0."""
+        raise NotImplementedError
+
+    def reopened(self, events: Sequence[Event], commits: Sequence[Commit]) -> Sight:
+        """The store was closed, and opened again: all that was recorded of it. No access."""
         raise NotImplementedError
 
 
@@ -106,6 +137,14 @@ class _Simulated(Sights):
         simulated.events, simulated.commits = [], []
         return sight
 
+    def reopened(self, events: Sequence[Event], commits: Sequence[Commit]) -> Sight:
+        simulated = self.simulator
+        simulated.round_trips = 0
+        simulated.reopen()
+        sight = Sight(as_said=simulated.events == list(events), committed=simulated.commits == list(commits))
+        simulated.events, simulated.commits = [], []
+        return sight
+
 
 class TreeSights(_Simulated):
     """Of a Path tree whose pages are buckets, all of them at the server."""
@@ -132,6 +171,7 @@ class RingSights(TreeSights):
         super().__init__(info)
         self._n = int(info["Z"]) + int(info["S"])
         self._spent: dict[int, list[int]] = {}  # slots of a bucket that were read since it was written, ascending
+        self._shuffled = random.Random(1)  # the slots of a bucket that are fetched together have no order
 
     def named(self, events: Iterable[Event]) -> list[Event]:
         """Slots by their buckets: which of a bucket's is a draw."""
@@ -152,15 +192,26 @@ class RingSights(TreeSights):
                 for slot in slots:
                     self._spent.pop(slot // self._n, None)
                 continue
+            if event.op == "read":
+                self._shuffled.shuffle(slots)
             for bucket, slot in (divmod(slot, self._n) for slot in slots):
                 spent = self._spent.setdefault(bucket, [])
                 sight.touched.append(bucket)
                 if slot in spent:  # never, before the bucket is written anew
                     sight.as_said = False
                     continue
+                ascending, size = slot - bisect_left(spent, slot), self._n - len(spent)
                 if event.op == "xor":
-                    sight.ranks.append((slot - bisect_left(spent, slot), self._n - len(spent)))
+                    even = self._even_first(slot, spent)
+                    sight.ranks.append((ascending, size))
+                    sight.choices.append(Choice((bucket + 1).bit_length() - 1, ascending, even, size))
+                else:
+                    sight.fetched.append((ascending, size))
                 insort(spent, slot)
+
+    def _even_first(self, slot: int, spent: Sequence[int]) -> int:
+        """How many of those not read yet come before this one, where even slots come first."""
+        return sum((other % 2, other) < (slot % 2, slot) and other not in spent for other in range(self._n))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +246,12 @@ class CuckooSights(_Simulated):
         #: Of a side, or of that of a bin: cells as they came, and ascending.
         self._used: dict[tuple[int, int, int, int], tuple[list[int], list[int]]] = {}
         self._probed = list[_Table]()  # by the next access
+        self._before = (
+            0  # reads of it that come before those of tables: after an opening, what the client has forgotten
+        )
 
     def shown(self, events: Sequence[Event]) -> tuple[int, ...]:
+        self._before = int(self.simulator._cold and bool(self.simulator._again()))
         self._probed = [
             _Table(epoch.level, epoch.number, epoch.first, *self.simulator.sides(epoch.level))
             for epoch in self.simulator.probed()
@@ -210,7 +265,8 @@ class CuckooSights(_Simulated):
     def _where(self) -> list[tuple[int, int]]:
         """Where the pair of each table begins: in which of the reads of an access, and at which of its slots. Without an index each table has a read."""
         alone = self.info.get("index") == "none"
-        return [(at, 0) if alone else (0, 2 * at) for at in range(len(self._probed))]
+        first = self._before
+        return [(first + at, 0) if alone else (first, 2 * at) for at in range(len(self._probed))]
 
     def _probes(self, events: Sequence[Event]) -> list[tuple[int, int]]:
         """The two slots of each table; -1 for what is not there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +12,11 @@ import numpy as np
 import oram
 from oram import kernels
 from oram.audit import chance, worlds
-from oram.audit.leaks import LEAKS, Leak
+from oram.audit.leaks import LEAKS, LIVE, Leak
 from oram.audit.place import Scratch, Target, scratch
-from oram.audit.running import ALPHA
+from oram.audit.running import ALPHA, Finding
 from oram.audit.sides import SCHEMES
-from oram.audit.worlds import BUILT_IN, QUICK, pairs_of
+from oram.audit.worlds import BUILT_IN, QUICK, comparable, pairs_of
 from oram.backends import MemoryBackend
 from oram.provenance import provenance
 from oram.testing.statistics import LEVEL, Result, changed_everywhere, confirmed, constant_lengths
@@ -62,7 +62,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Control:
-    """A store that leaks on purpose, under the same checks. found_by: those that raised an alarm, after ``accesses``."""
+    """A store that leaks on purpose, under checks of one kind that have to find it. found_by: those that did, after ``accesses``."""
 
     leak: str
     says: str
@@ -114,14 +114,19 @@ def audit(
     pairs = pairs_of(workloads) if workloads else [pair for pair in BUILT_IN if not quick or pair.name in QUICK]
     checks: list[Check] = []
     with scratch(target, leak) as place:
-        checks += _worlds(place, pairs, seed, progress)
+        checks += _worlds(place, [pair for pair in pairs if comparable(pair, target)], seed, progress)
+    if leak is None or leak.reopens:
+        progress("opened again")
+        checks.append(_opened_again(target, seed, leak))
     progress("ciphertexts")
-    checks += _ciphertexts(target, 40 if quick else 200)
+    checks += _ciphertexts(target, 40 if quick else 200, leak)
+    progress("new stores")
+    checks += _new_stores(target, leak)
     checks += _chance(target, accesses, seed, leak, progress)
     progress("whole runs")
     checks.append(_whole_runs(target, runs, seed, leak))
-    controls = _controls(target, accesses, seed, progress)
-    missed = [control.leak for control in controls if not control.found_by]
+    controls = _controls(target, accesses, runs, seed, progress)
+    missed = [f"{control.leak}: {control.workload}" for control in controls if not control.found_by]
     unseen = [check.name for check in checks if not check.detectable]
     outcome: Outcome = "nothing found"
     if any(check.found for check in checks):
@@ -154,16 +159,26 @@ def _worlds(place: Scratch, pairs: Sequence[Pair], seed: int, progress: Callable
     return found
 
 
-def _ciphertexts(target: Target, accesses: int) -> list[Check]:
+def _opened_again(target: Target, seed: int, leak: Leak | None) -> Check:
+    found = worlds.opened_again(target, seed, leak)
+    says = "closing a store, opening it again, and what it is asked for before and after show exactly what the simulator says (in this process)"
+    return Check(
+        found.name, says, "exact", found.events, 0.0, None, found.trouble,
+        "any single difference" if found.events or found.trouble else "",
+    )  # fmt: skip
+
+
+def _ciphertexts(target: Target, accesses: int, leak: Leak | None) -> list[Check]:
     """What is written, with the parameters and the cipher of the target: one length a region, nothing of the old ciphertext left, and nothing twice."""
     kept = TraceBackend(MemoryBackend(), keep_data=True)
-    with oram.create(kept, **target.options()) as store:
+    with (oram.create if leak is None else leak.create)(kept, **target.options()) as store:
         kept.clear()
-        store.put(b"0", b"v")
-        accesses = max(2, min(accesses, _KEPT // max(1, 2 * kept.bytes_written)))
-        for i in range(accesses):
+        for i in range(_LONGEST):
             store.put(b"%d" % (i % 7), b"v" * (i % 3))
             store.get(b"%d" % (i % 9))
+            full = kept.bytes_written > _KEPT // 2
+            if i and (full or (i >= accesses and i % _STEP == 0 and _written_anew(kept.events) >= _ANEW)):
+                break
     tests = {
         "lengths of ciphertexts": (constant_lengths, "all slots of a region have one length, whatever is in them"),
         "new ciphertexts": (changed_everywhere, "no block of sixteen bytes of a slot outlives its being written anew"),
@@ -172,12 +187,28 @@ def _ciphertexts(target: Target, accesses: int) -> list[Check]:
             "no sixteen bytes are written twice, anywhere: with a nonce used again, empty blocks would be alike",
         ),
     }
-    found = []
+    found, anew = [], _written_anew(kept.events)
     for name, (test, says) in tests.items():
         result = test(kept.events)
         trouble = "" if result.passed else f"{result.statistic:g} exceptions"
-        found.append(Check(name, says, "exact", len(kept.events), 0.0, None, trouble, "any single difference"))
+        found.append(Check(name, says, "exact", anew, 0.0, None, trouble, "any single difference" if anew else ""))
     return found
+
+
+#: Puts and gets until so many slots were written anew, at most so many; looked at after so many.
+_ANEW, _LONGEST, _STEP = 100, 4000, 10
+_SEALED = ("slots.", "meta.")  # regions whose slots have a nonce each
+
+
+def _written_anew(events: Sequence[Event]) -> int:
+    """How many slots were written that had been written before."""
+    written = [
+        (event.region, slot)
+        for event in events
+        if event.op == "write" and event.region.startswith(_SEALED)
+        for slot in event.indices
+    ]
+    return len(written) - len(set(written))
 
 
 def _nothing_twice(events: Sequence[Event]) -> Result:
@@ -185,7 +216,7 @@ def _nothing_twice(events: Sequence[Event]) -> Result:
     whole = [
         np.ascontiguousarray(event.data[:, : event.data.shape[1] // 16 * 16]).reshape(-1, 16)
         for event in events
-        if event.op == "write" and event.data is not None and event.region.startswith(("slots.", "meta."))
+        if event.op == "write" and event.data is not None and event.region.startswith(_SEALED)
     ]
     blocks = np.concatenate(whole).view("V16").ravel() if whole else np.empty(0, "V16")
     twice = blocks.size - len(set(blocks.tolist()))
@@ -209,12 +240,14 @@ def _chance(
             trouble = f"alarm at {finding.alarm:,} observations" if finding.alarm is not None and confirmed else ""
             found.append(
                 Check(
-                    f"{finding.name} ({workload})", finding.null, "exact" if exact else "statistical", finding.seen,
+                    f"{finding.name} ({workload})", finding.null, "exact" if exact else "statistical", finding.looked or finding.seen,
                     finding.level or 0.0, None if exact else finding.p_value, trouble, chance.detectable(finding, watched.sights),
                 )
             )  # fmt: skip
         if target.scheme != "linear":  # which shows nothing that could depend on anything
             found.append(_on_input(target, watched, seed, leak))
+        if watched.choices:
+            found.append(_slots_on_input(target, watched, seed, leak))
     return found
 
 
@@ -236,6 +269,51 @@ def _on_input(target: Target, watched: chance.Watched, seed: int, leak: Leak | N
     return Check(name, says, "statistical", n, result.level, result.p_value, trouble, detectable)
 
 
+def _slots_on_input(target: Target, watched: chance.Watched, seed: int, leak: Leak | None) -> Check:
+    def test(which: int) -> Result:
+        run = watched if which == 0 else chance.watch(target, watched.workload, watched.accesses, seed + 3, leak)
+        return chance.slots_on_input(run)
+
+    says = "which slot of a bucket is read is as for any other request, whatever kind of request it was (chi-squares, by level)"
+    name, n = f"slots and the request ({watched.workload})", len(watched.choices)
+    try:
+        result = confirmed(test)
+    except ValueError:
+        return Check(name, says, "statistical", n, LEVEL, None, "", "")
+    trouble = "" if result.passed else "which slots were read depended on what was asked for"
+    return Check(name, says, "statistical", n, result.level, result.p_value, trouble, chance.slots_conditioned(watched))
+
+
+def _new_stores(target: Target, leak: Leak | None, only: Sequence[str] = ()) -> list[Check]:
+    """What a store begins with, or some checks of it. Linear begins with nothing, and a hierarchy with hash functions, which have no order."""
+    stores: dict[int, chance.Begun] = {}
+
+    def store(number: int) -> chance.Begun:
+        if number not in stores:
+            stores[number] = chance.begin(target, leak)
+        return stores[number]
+
+    def alike() -> Check:
+        found = confirmed(lambda which: chance.alike(store(2 * which), store(2 * which + 1)))
+        says = "two new stores under one key, with the same records, show the same only as often as by chance (exact binomials)"
+        trouble = "" if found.passed else "two new stores showed the same"
+        power = chance.alike_in(store(0), store(1))
+        return Check(_ALIKE, says, "statistical", len(store(0).shown), found.level, found.p_value, trouble, power)
+
+    def in_order() -> Check:
+        found = confirmed(lambda which: chance.in_order(store(2 * which)))
+        says = "after a bulk load, the first leaves of records are uniform, and say nothing of their order (chi-squares, exact binomial)"
+        trouble, n = "" if found.passed else "the first leaves follow an order", chance.RECORDS
+        power = chance.ordered(n, store(0).places)
+        return Check(_IN_ORDER, says, "statistical", n, found.level, found.p_value, trouble, power)
+
+    checks = {"linear": {}, "cuckoo": {_ALIKE: alike}}.get(target.scheme, {_ALIKE: alike, _IN_ORDER: in_order})
+    return [check() for name, check in checks.items() if name in (only or checks)]
+
+
+_ALIKE, _IN_ORDER = "new stores alike", "new stores in order"
+
+
 def _whole_runs(target: Target, runs: int, seed: int, leak: Leak | None) -> Check:
     tested = runs - runs // 2
     apart = confirmed(lambda which: chance.told_apart(target, runs, seed + which, leak))
@@ -246,18 +324,66 @@ def _whole_runs(target: Target, runs: int, seed: int, leak: Leak | None) -> Chec
     )  # fmt: skip
 
 
-def _controls(target: Target, accesses: int, seed: int, progress: Callable[[str], None]) -> list[Control]:
+def _controls(target: Target, accesses: int, runs: int, seed: int, progress: Callable[[str], None]) -> list[Control]:
+    """Each kind of check, on stores that it has to find."""
+    known = {leak.name: leak for leak in LEAKS if leak.applies_to(target.scheme)}
     found = []
-    for leak in LEAKS:
-        if not leak.applies_to(target.scheme):
-            continue
-        progress(f"a store that leaks: {leak.name}")
-        workload = leak.workload or "uniform"
-        watched = chance.watch(target, workload, accesses, seed, leak, lambda side: side.alarm)
+
+    def add(name: str, workload: str, made: int, checks: Iterable[Check]) -> None:
         found.append(
-            Control(leak.name, leak.says, workload, watched.accesses, tuple(each.name for each in watched.alarms))
+            Control(name, known[name].says, workload, made, tuple(check.name for check in checks if check.found))
         )
+
+    for name, leak in known.items():
+        progress(f"a store that leaks: {name}")
+        if leak in LIVE or leak.opened:
+            found.append(_watched(target, accesses, seed, leak))
+        elif name in _OF_CIPHERTEXTS:
+            add(name, "puts and gets", _FEW, _ciphertexts(target, _FEW, leak))
+        elif name in _OF_NEW:
+            add(name, "each record once", chance.RECORDS, _new_stores(target, leak, _OF_NEW[name]))
+    progress("stores that leak: pairs")
+    for name, of_pair in _OF_PAIRS.items():
+        pairs = [pair for pair in BUILT_IN if pair.name == of_pair]
+        with scratch(target, known[name]) as place:
+            add(name, of_pair, 2 * _FEW, _worlds(place, pairs, seed, lambda _: None))
+    progress("stores that leak: opened again")
+    add("a miss is free", "opened again", 4 * _FEW, [_opened_again(target, seed, known["a miss is free"])])
+    progress("stores that leak: whole runs")
+    few = min(runs, 60)
+    add(_OF_RUNS, "hot key, scan", 64 * few, [_whole_runs(target, few, seed, known[_OF_RUNS])])
+    for name in _OF_REQUESTS:
+        if name in known:
+            progress("stores that leak: dependence on the request")
+            watched = chance.watch(target, "hot key", min(accesses, _ENOUGH), seed, known[name])
+            depends = _slots_on_input if watched.choices and name != "halves" else _on_input
+            add(name, "hot key", watched.accesses, [depends(target, watched, seed, known[name])])
     return found
+
+
+#: Leaks that are for checks other than those of ``running``. Of pairs: with the one that has to find it.
+_OF_CIPHERTEXTS = ("a ciphertext is kept", "two ciphertexts alike")
+_OF_NEW = {"begins in order": [_IN_ORDER], "begins as any other": [_ALIKE], "hashes as any other": [_ALIKE]}
+_OF_PAIRS = {"a miss is free": "gets: hits / misses", "a get journals less": "gets / puts"}
+_OF_REQUESTS = ("halves", "coins thrown once")
+_OF_RUNS = "the same again is free"
+_FEW, _ENOUGH = 70, 1500  # accesses
+
+
+def _watched(target: Target, accesses: int, seed: int, leak: Leak) -> Control:
+    """A store that tests of ``running`` have to find; twice the accesses that these have, so that one does not go unnoticed by bad luck."""
+    workload = leak.workload or "uniform"
+
+    def alarms(findings: Iterable[Finding]) -> list[str]:
+        return [each.name for each in findings if each.alarm is not None and leak.test in ("", each.name)]
+
+    watched = chance.watch(
+        target, workload, 2 * accesses, seed, leak, lambda side: bool(alarms(side.findings)), _OPENED_AT
+    )
+    return Control(leak.name, leak.says, workload, watched.accesses, tuple(alarms(watched.findings)))
+
+
+_OPENED_AT = 200  # accesses of a control
 
 
 def _summary(
@@ -277,7 +403,7 @@ def _summary(
         reasons += [f"stores that leak on purpose went unnoticed ({', '.join(missed)})"] if missed else []
         return f"No check found anything, but that says little: {'; '.join(reasons)}. Take more accesses."
     return (
-        f"{len(checks)} checks found nothing, and the same checks of randomness and traces found each of {len(controls)} stores that leak on purpose. "
+        f"{len(checks)} checks found nothing, and each kind of them found the stores that leak on purpose for it, {len(controls)} in all. "
         "This is evidence and not a proof."
     )
 

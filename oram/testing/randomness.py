@@ -35,6 +35,7 @@ from oram.trace import Event
 
 __all__ = [
     "Coins",
+    "OddWorldError",
     "Question",
     "Script",
     "count_draws",
@@ -46,6 +47,11 @@ __all__ = [
     "revealing",
     "script",
 ]
+
+
+class OddWorldError(ValueError):
+    """A world that cannot be one of two: what was asked for depends on randomness, or what was looked up is nothing that a simulator says."""
+
 
 Question = tuple[int, int]  # what one request asks for: op and address
 WORD = 4  # bytes of a draw
@@ -221,7 +227,7 @@ def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Ite
     homes: the request that first looks for an address in a table, where it is or, without an index, may be; filled in by a first run with the same
     requests, in which it was empty. A pair is the hash of such an address, or a dummy's. As an address is looked for in a table once, this is
     for *any* requests a bijection between randomness (hash functions and coins) and pairs looked up (and hashes that no one looks at), which
-    proves that the pairs are uniform and independent of the requests. Where two requests should look for the same address in the same table, ValueError.
+    proves that the pairs are uniform and independent of the requests. Where two requests should look for the same address in the same table, OddWorldError.
 
     Hash functions and coins can be chosen in the reference kernel only, so these stores run on it, whatever kernels are active. That the native
     one looks up the same, given the same key and seeds, is an exact test of its own (``test_native_cuckoo_shows_what_the_reference_shows``).
@@ -256,7 +262,7 @@ def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Ite
         for step, addr in zip(kernel._steps, requests.addresses[: requests.m].tolist(), strict=True):
             for table in [probe.table for probe in step.probes if probe.real]:
                 if homes.setdefault((table, addr), step.clock) != step.clock:
-                    raise ValueError("an address was looked for twice in an epoch")
+                    raise OddWorldError("an address was looked for twice in an epoch")
         return found
 
     def bins(kernel: ReferenceBinned, table: Table, addr: Any) -> Any:
@@ -281,7 +287,7 @@ def revealing(leaves: Sequence[int], homes: dict[tuple[Table, int], int]) -> Ite
         if kernel._real(search, table) and piece is not None:
             request = int(kernel.state.clock[0]) + next(i for i, each in enumerate(piece.searches) if each is search)
             if homes.setdefault((table, search.addr), request) != request:
-                raise ValueError("an address was looked for twice in an epoch")
+                raise OddWorldError("an address was looked for twice in an epoch")
         return probe(kernel, search, table, number)
 
     def served(scheme: str) -> KernelSet:

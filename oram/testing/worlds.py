@@ -17,16 +17,16 @@ from typing import Any, TypeAlias
 from oram.errors import CapacityError, MissingKeyError
 from oram.params import Table
 from oram.store import ObliviousStore
-from oram.testing.randomness import Coins, Question, dealt, listen, pinned, revealing, script
+from oram.testing.randomness import Coins, OddWorldError, Question, dealt, listen, pinned, revealing, script
 from oram.testing.simulators import Commit, Dealt, Simulator, shown, simulator
 from oram.trace import Event, TraceBackend
 
-__all__ = ["PAIRS", "Look", "Make", "Pair", "View", "Work", "observe", "same"]
+__all__ = ["PAIRS", "Look", "Make", "OddWorldError", "Pair", "View", "Work", "observe", "same"]
 
 Work: TypeAlias = Callable[[ObliviousStore], None]
 Make: TypeAlias = Callable[[], tuple[ObliviousStore, TraceBackend]]
 Look: TypeAlias = Callable[[TraceBackend], AbstractContextManager[list[Event]]]
-LONGEST = 24  # bytes of the largest value in these workloads
+LONGEST = 24  # bytes of the largest value in these workloads, where the store has room for it
 RECORDS = 40  # capacity that these workloads want
 
 
@@ -70,7 +70,10 @@ def own_trace(trace: TraceBackend) -> Iterator[list[Event]]:
 
 
 def observe(make: Make, work: Work, seed: int, look: Look = own_trace) -> View:
-    """The view of a workload when its requests look up the leaves of ``seed``. ``make`` gives a new store, and its trace; ``look`` at what the server saw."""
+    """The view of a workload when its requests look up the leaves of ``seed``. ``make`` gives a new store, and its trace; ``look`` at what the server saw.
+
+    OddWorldError where it asks for something else the second time, or looks up what it cannot; and what the workload and the store raise.
+    """
     homes: dict[tuple[Table, int], int] = {}
     with pinned(Coins(seed)), revealing((), homes):
         store, trace = make()
@@ -96,7 +99,7 @@ def observe(make: Make, work: Work, seed: int, look: Look = own_trace) -> View:
         commits = list(trace.state_commits)
         store.close()
     if again != asked:
-        raise ValueError("a workload of two worlds must not depend on randomness")
+        raise OddWorldError("a workload of two worlds must not depend on randomness")
     return View(store.info(), events, commits, coins.sizes, asked, list(leaves))
 
 
@@ -162,10 +165,15 @@ def _sized(n: int) -> Callable[[ObliviousStore, int], object]:
     return work
 
 
-def _values(size: int) -> Callable[[ObliviousStore, int], object]:
+def _longest(store: ObliviousStore) -> int:
+    """Bytes of the largest value under one of these keys."""
+    return min(LONGEST, store.value_limit - len(_key(0)))
+
+
+def _values(size: Callable[[ObliviousStore], int]) -> Callable[[ObliviousStore, int], object]:
     def work(store: ObliviousStore, i: int) -> None:
-        store[_key(i % 10)] = b"x" * size
-        store.put_many([(_key(k), b"y" * size) for k in range(4)])
+        store[_key(i % 10)] = b"x" * size(store)
+        store.put_many([(_key(k), b"y" * size(store)) for k in range(4)])
         store.get(_key(i % 10))
 
     return work
@@ -190,7 +198,7 @@ PAIRS: tuple[Pair, ...] = (
         _after(RECORDS, lambda s, i: s.put_many([(_key(100 + i), b"x")] * 3 + [(_key(0), b"x")])),
         _after(RECORDS, lambda s, i: s.get_many([_key(i)] * 4)),
     ),
-    Pair("values: small / large", _after(20, _values(0)), _after(20, _values(LONGEST))),
+    Pair("values: small / large", _after(20, _values(lambda store: 0)), _after(20, _values(_longest))),
     # with a tree top nearly every access to a hot key finds its block in the pool
     Pair("a hot key / all keys in turn", _after(RECORDS, lambda s, i: s.get(_key(3))), _after(RECORDS, _get(7))),
     Pair("a nearly empty store / a full one", _after(1, _get(0)), _after(RECORDS, _get(0))),
@@ -222,7 +230,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair(
         "bulk load: few / many",
         _after(9, lambda s, i: s.load({_key(0): b"x"}), 1),
-        _after(1, lambda s, i: s.load({_key(k): b"x" * LONGEST for k in range(RECORDS)}), 1),
+        _after(1, lambda s, i: s.load({_key(k): b"x" * _longest(s) for k in range(RECORDS)}), 1),
         bulk=True,
     ),
     Pair(

@@ -32,7 +32,7 @@ from oram.params import SchemeParams
 from oram.testing.randomness import Coins, pinned
 from oram.testing.servers import Server, redis_server
 from oram.testing.statistics import LEVEL, Result
-from oram.testing.worlds import PAIRS
+from oram.testing.worlds import PAIRS, OddWorldError, Pair
 from oram.trace import TraceBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore::oram.errors.BackendWarning")
@@ -102,6 +102,44 @@ def test_a_store_that_answers_misses_itself_is_found_by_the_pairs(kind: str, ser
     ):
         (found,) = compare(place, [pair], 1)
     assert found.trouble
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 34, 35])
+@pytest.mark.parametrize("scheme", PARAMS)
+def test_a_sound_store_of_small_blocks_passes(scheme: str, block_size: int) -> None:
+    """Values are as large as the store can hold, where that is less than the workloads want."""
+    pair = next(pair for pair in PAIRS if pair.name == "values: small / large")
+    with scratch(target(scheme, block_size=block_size)) as place:
+        (found,) = compare(place, [pair], 1)
+    assert (found.trouble, found.events > 50) == ("", True)
+
+
+def test_what_a_workload_of_the_audit_raises_is_no_leak() -> None:
+    """Only what no simulator says, or what depends on randomness, is."""
+
+    def work(store: oram.ObliviousStore) -> None:
+        store[b"k"] = b"x" * 1000
+
+    def odd(store: oram.ObliviousStore) -> None:
+        raise OddWorldError("looked for twice")
+
+    with scratch(target("path")) as place:
+        with pytest.raises(oram.errors.ValueTooLargeError):
+            list(compare(place, [Pair("too large", work, work)], 1))
+        (found,) = compare(place, [Pair("odd", odd, odd)], 1)
+    assert found.trouble == "looked for twice"
+
+
+def test_a_command_that_a_server_should_not_have_heard_is_a_leak(server: Server) -> None:
+    def work(store: oram.ObliviousStore) -> None:
+        store[b"k"] = b"v"
+        name = store._engine.backend.inner.options.name  # type: ignore[attr-defined]
+        with redis_py.Redis(port=server.port) as client:
+            client.append(f"{{{name}}}:1:0", b"x")
+
+    with scratch(target("path", kind="redis", url=server.url("mine"))) as place:
+        (found,) = compare(place, [Pair("odd", work, work)], 1)
+    assert "unexpected command" in found.trouble
 
 
 def test_other_traffic_on_the_server_is_not_looked_at(server: Server) -> None:
@@ -273,6 +311,9 @@ def chancy(store):
 def broken(store):
     raise KeyError("secret")
 
+def leaving(store):
+    exit(0)
+
 number = 1
 """
 
@@ -288,14 +329,18 @@ def test_workloads_of_the_user(tmp_path: Path) -> None:
         for names, trouble in ODD.items():
             (odd,) = compare(place, pairs_of([f"{path}:{name}" for name in names]), 1)
             assert trouble in odd.trouble
-        with pytest.raises(ParameterError, match=r"the workload failed: KeyError$"):
-            list(compare(place, pairs_of([f"{path}:broken", f"{path}:few"]), 1))
+        for name, error in (("broken", "KeyError"), ("leaving", "SystemExit")):
+            with pytest.raises(ParameterError, match=rf"the workload failed: {error}$"):
+                list(compare(place, pairs_of([f"{path}:{name}", f"{path}:few"]), 1))
     assert same.trouble == ""
     for name in ("few", f"{path}:none", f"{path}:number", "no.such.module:few", f"{tmp_path}/none.py:few"):
         with pytest.raises(ParameterError):
             named_workload(name)
     with pytest.raises(ParameterError, match="two or more"):
         pairs_of([f"{path}:few"])
+    (tmp_path / "leaving.py").write_text("exit(0)")
+    with pytest.raises(ParameterError, match="SystemExit"):
+        named_workload(f"{tmp_path / 'leaving.py'}:few")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
