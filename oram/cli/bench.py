@@ -11,6 +11,7 @@ import typer
 from oram.cli.exits import InputError
 from oram.cli.output import console, directory, write
 from oram.cli.progress import meter
+from oram.cli.signals import ending
 
 __all__ = ["bench"]
 
@@ -111,7 +112,7 @@ def bench(
         write(output / "results.json", results.to_json())
 
     try:
-        with meter("oram bench") as bar:
+        with ending(), meter("oram bench") as bar:
 
             def progress(what: str, steps: int, done: int) -> None:
                 bar.stage(what, steps)

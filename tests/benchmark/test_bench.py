@@ -7,8 +7,10 @@ import importlib.metadata
 import itertools
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -430,6 +432,35 @@ def test_nothing_stays_when_it_is_interrupted(server: Any) -> None:
         measure(Plan.of({"subjects": ("path", "plain-redis")}, plan))
     assert seen[0]
     assert keys_at(url) == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing_either(number: signal.Signals, server: Any, tmp_path: Path) -> None:
+    url = server.url("mine", db=3)
+    words = [
+        "bench",
+        "--quick",
+        "--subjects",
+        "path,plain-redis",
+        "--backends",
+        url,
+        "--capacities",
+        "64",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    code = f"import sys, tempfile; tempfile.tempdir = {str(tmp_path)!r}; from oram.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not keys_at(url):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert keys_at(url) == set()
+    assert {path.name for path in tmp_path.iterdir()} <= {"out"}
 
 
 def test_what_cannot_be_put_before_a_server_is_skipped_and_said(tmp_path: Path) -> None:
