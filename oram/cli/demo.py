@@ -26,6 +26,7 @@ from oram.cli.credentials import write_key
 from oram.cli.exits import InputError
 from oram.cli.output import plain
 from oram.cli.progress import Meter, meter
+from oram.cli.signals import ending
 from oram.cli.view import BINS, Cost, Moved, View, off_schedule
 from oram.engine import Durability
 from oram.errors import StoreExistsError
@@ -149,7 +150,7 @@ def run(
     place: AbstractContextManager[str | Path] = (
         tempfile.TemporaryDirectory(prefix="oram-demo-") if directory is None else nullcontext(directory)
     )
-    with place as home:
+    with ending(), place as home:
         found = compare(
             Path(home), setting, setting.accesses if accesses is None else accesses, seed, keep=directory is not None, server=server,
         )  # fmt: skip

@@ -186,14 +186,15 @@ def test_the_terminal(found: comparison.Comparison, width: int) -> None:
 
 
 def test_the_command(oram: Oram, tmp_path: Path) -> None:
-    done = oram("demo", "--fast", "--accesses", 150, "--seed", 7, "--dir", "kept", "--output", "page.html")
+    done = oram("demo", "--fast", "--accesses", 150, "--seed", 7, "--dir", "kept", "--output", "page[b].html")
     assert (done.code, done.err) == (0, "")
     assert "Encrypted store" in done.text
     assert "Oblivious store: Path" in done.text
     assert "Oblivious store: Ring" in done.text
     assert "not a proof" in " ".join(done.text.split())
     assert max(map(len, done.text.splitlines())) <= 80
-    check_self_contained((tmp_path / "page.html").read_text())
+    assert "page[b].html" in done.text  # no markup
+    check_self_contained((tmp_path / "page[b].html").read_text())
     name = unicodedata.name("A")
     assert oram("get", "kept/oblivious", name, "--key-file", "kept/key").code in (0, 1)  # each 16th character is there
     assert oram("verify", "kept/oblivious", "--key-file", "kept/key").code == 0

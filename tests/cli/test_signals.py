@@ -107,11 +107,16 @@ def wait_until(there: Callable[[], object], process: subprocess.Popen[str]) -> N
 
 
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGINT])
-@pytest.mark.parametrize("backend", ["lmdb", "redis"])
-def test_an_audit_leaves_nothing(number: signal.Signals, backend: str, server: Server, tmp_path: Path) -> None:
-    where = server.url("mine") if backend == "redis" else backend
+@pytest.mark.parametrize("command", ["audit on disk", "audit on a server", "demo on a server"])
+def test_a_command_leaves_nothing(number: signal.Signals, command: str, server: Server, tmp_path: Path) -> None:
+    where = server.url("mine")
+    words = {
+        "audit on disk": ("audit", "--scheme", "path", "--backend", "lmdb"),
+        "audit on a server": ("audit", "--scheme", "path", "--backend", where),
+        "demo on a server": ("demo", where, "--fast", "--output", str(tmp_path / "page.html")),
+    }[command]
     process = subprocess.Popen(
-        [sys.executable, "-m", "oram", "audit", "--scheme", "path", "--backend", where],
+        [sys.executable, "-m", "oram", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -119,8 +124,8 @@ def test_an_audit_leaves_nothing(number: signal.Signals, backend: str, server: S
     )
     with process, redis.Redis(port=server.port) as client:
         try:
-            made = (lambda: client.keys("*")) if backend == "redis" else (lambda: [*tmp_path.glob("oram-audit-*/*")])
-            wait_until(made, process)
+            disk = command == "audit on disk"
+            wait_until(lambda: [*tmp_path.glob("oram-audit-*/*")] if disk else client.keys("*"), process)
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
         finally:
