@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from oram.cli.exits import InputError
-from oram.cli.output import console, directory, write
+from oram.cli.output import console, directory, plain, say, write
 from oram.cli.progress import meter
 from oram.cli.signals import ending
 
@@ -92,7 +92,7 @@ def bench(
         directory(output)
         if not _page(results, output):
             raise InputError(_MISSING)
-        _say(f"page: {output / 'report.html'}")
+        say(console(), f"page: {output / 'report.html'}")
         return 0
     output = output or Path("oram-bench")
     chosen = QUICK if quick else Plan()
@@ -152,26 +152,22 @@ def _page(results: Any, output: Path) -> bool:
     return True
 
 
-def _say(line: str) -> None:
-    console().print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def _print(results: Any, output: Path, made: bool) -> None:
     from rich.table import Table
-    from rich.text import Text
 
+    out = console()
     columns = {
         "subject": "subject", "backend": "backend", "N": "N", "block_size": "B", "batch": "window", "rtt": "rtt, ms", "workload": "workload",
         "cipher": "cipher", "a_second": "requests/s", "p50": "p50, ms", "p99": "p99, ms", "p999": "p99.9, ms",
     }  # fmt: skip
     table = Table(*columns.values(), title="compared in turns, within one run")
     for row in results.compared:
-        table.add_row(*(Text(_shown(name, row[name])) for name in columns))
-    console().print(table)
+        table.add_row(*plain(*(_shown(name, row[name]) for name in columns)))
+    out.print(table)
     for row in results.skipped:
-        _say(f"not measured here: {row['what']}: {row['why']}")
-    _say(f"results: {output / 'results.json'}")
-    _say(f"page: {output / 'report.html'}" if made else f"no page: {_MISSING}")
+        say(out, f"not measured here: {row['what']}: {row['why']}")
+    say(out, f"results: {output / 'results.json'}")
+    say(out, f"page: {output / 'report.html'}" if made else f"no page: {_MISSING}")
 
 
 def _shown(name: str, value: Any) -> str:
