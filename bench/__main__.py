@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, cuckoo, readme, remote, ring
+from bench import bars, cuckoo, performance, readme, remote, ring
 from bench.measure import Row, machine
 from oram.benchmark.counting import seal_4096
 
@@ -24,12 +24,15 @@ def main() -> None:
     parser.add_argument(
         "names",
         nargs="*",
-        choices=[[], "readme", *BARS],
-        help="which groups of bars, all by default; readme: the ratios that README states",
+        choices=[[], "readme", "performance", *BARS],
+        help="which groups of bars, all by default; readme: the ratios that README states; performance: put kept figures into docs/performance.md",
     )
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
     parser.add_argument("--save", action="store_true", help="write bench/results/DATE.json")
     options = parser.parse_args()
+    if options.names == ["performance"]:
+        performance.main()
+        return
     console = Console(width=150)
     where = machine() | {
         f"{cipher}, 4096 bytes, us": f"{seal_4096(cipher):.2f}" for cipher in ("aes-256-gcm", "aegis-256")

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
+from bench import performance
+
 pytestmark = pytest.mark.one_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "performance.md").read_text()
-ROWS = re.findall(r"^\| `([^|`]+)` \| ([\d.,e+]+)[^|]* \| ([\d.,]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+PAGE = performance.PAGE.read_text()
 
 
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def test_each_figure_is_that_of_the_result_file() -> None:
-    (name,) = set(re.findall(r"bench/results/[\d-]+\.json", PAGE))
-    kept = {row["name"]: row for row in json.loads((ROOT / name).read_text())["rows"]}
-    assert len(ROWS) == len(re.findall(r"^\| `", PAGE, re.MULTILINE)) > 70
-    for row, *shown in ROWS:
-        there = kept[row]
-        assert shown == [_shown(there["measured"]), _shown(there["reference"]), f"{there['ratio']:.2f}"], row
+def test_each_figure_is_that_of_its_result_file() -> None:
+    found = list(performance.rows(PAGE))
+    assert len(found) == len(re.findall(r"^\| `", PAGE, re.MULTILINE)) > 70
+    for name, row, figures in found:
+        assert figures == performance.told(performance.kept(name)[row]), row
+    assert performance.rewritten(PAGE) == PAGE
 
 
 #: Row of the result file, which of its figures, and how docs/choosing.md says it.
@@ -56,8 +51,8 @@ SAID = [
 @pytest.mark.parametrize(("row", "figure", "words"), SAID, ids=[words for _, _, words in SAID])
 def test_what_choosing_says(row: str, figure: str, words: str) -> None:
     page = (ROOT / "docs" / "choosing.md").read_text()
-    (name,) = set(re.findall(r"bench/results/[\d-]+\.json", page))
-    kept = {each["name"]: each for each in json.loads((ROOT / name).read_text())["rows"]}
+    kept = {each: performance.kept(name)[each] for name, each, _ in performance.rows(PAGE)}
+    assert all(name in page for name, *_ in performance.rows(PAGE))
     assert words.format(kept[row][figure]) in page
 
 
