@@ -305,8 +305,8 @@ class Log:
     Which client the store is, the server says itself: the store's connection begins and ends with a random mark. All that this client says in between
     counts, whatever keys it names or does not. Of others one thing is looked at: none may name the store.
 
-    A log does not show everything (not what a server refuses, nor what is said to its administration). So the bytes are counted too, where the server
-    says how many a connection sent (Valkey 8, ``CLIENT INFO``): the log must account for each of them.
+    A log does not show everything: not what a server refuses, nor what is said to its administration. So the bytes are counted too, where the server
+    says how many a connection sent (``tot-net-in`` of CLIENT INFO): the log must account for each of them.
     """
 
     def __init__(self, options: RedisOptions) -> None:
