@@ -37,8 +37,8 @@ __all__ = ["Log", "Reader", "audible", "from_server", "parse"]
 #: Bounds of one command: bytes of values, and keys.
 _CHUNK_BYTES, _CHUNK_KEYS = 8 << 20, 1 << 16
 
-#: Milliseconds of a WAIT ahead of a transaction, and transactions between two of these.
-_PATIENCE, _ASK = b"50", 8
+#: Milliseconds of a WAIT ahead of a transaction, and transactions between two of these; and between two for which everything else waits.
+_PATIENCE, _ASK, _AT_RISK = b"50", 8, 64
 
 #: A round trip, one letter a command; older servers log EXEC ahead of what it executes. r: an MGET that ends with the lease; B: a WAIT of both kinds.
 _BODY = "(?:W+(?:XF)*|(?:XF)+)"
@@ -114,10 +114,11 @@ class _Trip:
 class Reader:
     """Reads what one connection says, command by command, and keeps slots and lengths only.
 
-    options: of the store, which say how long its lease is and its patience with replicas; without, these are what the log says first.
+    options: of the store, which say how long its lease is and its patience with replicas; replicas: how many have to have a write. What is None is as the
+    log says it first.
     """
 
-    def __init__(self, name: str, options: RedisOptions | None = None) -> None:
+    def __init__(self, name: str, options: RedisOptions | None = None, replicas: int | None = None) -> None:
         self._prefix = b"{%s}:" % name.encode()
         self._lease, self._fold = self._prefix + b"lease", self._prefix + b"fold"
         self._fixed: dict[str, bytes] = {}
@@ -126,9 +127,11 @@ class Reader:
                 "lease": b"%d" % int(1000 * options.lease),
                 "wait": b"%d" % int(500 * options.timeout),
             }
+        if replicas is not None:
+            self._fixed["replicas"] = b"%d" % replicas
         self._letters, self._gets, self._sets, self._folds = "", list[_Slots](), list[list[_Slots]](), list[_Slots]()
         self._trips: list[_Trip] = []
-        self._transactions, self._asked, self._awaited = 0, -_ASK, -1
+        self._transactions, self._asked, self._awaited = 0, -_ASK, -_AT_RISK
         self._renewals: list[float] = []
 
     def hear(self, words: Sequence[bytes], at: float | None = None) -> None:
@@ -237,21 +240,21 @@ class Reader:
             pass
         elif match := _TRANSACTION.fullmatch(letters) or _RENEWAL.fullmatch(letters):
             if match[1]:
-                self._ask()
+                self._asked = self._asks(self._asked, _ASK)
             self._transactions += 1
-        elif _AWAIT.fullmatch(letters) and self._awaited < self._transactions:
-            self._awaited = self._transactions
+        elif _AWAIT.fullmatch(letters):
+            self._awaited = self._asks(self._awaited, _AT_RISK)
         else:
             raise ValueError("commands in an unexpected order")
         if self._gets or self._sets or self._folds:
             self._trips.append(_Trip(self._gets, self._sets, self._folds))
             self._gets, self._sets, self._folds = [], [], []
 
-    def _ask(self) -> None:
-        """The replicas, ahead of a transaction: of eight in turn at most one."""
-        if self._transactions - self._asked < _ASK:
+    def _asks(self, before: int, least: int) -> int:
+        """Replicas are asked now, after so many transactions; ``before`` was the last time."""
+        if self._transactions - before < least:
             raise ValueError("the replicas are asked too often")
-        self._asked = self._transactions
+        return self._transactions
 
 
 def _events(trip: _Trip, known: Mapping[bytes, tuple[str, int, int]], at: int) -> Iterator[Event]:
@@ -313,7 +316,8 @@ class Log:
         self._options = options
         self._marks = tuple(secrets.token_hex(16).encode() for _ in range(2))
         self._tag = b"{%s}" % options.name.encode()
-        self._reader = Reader(options.name, options)
+        self._replicas: int | None = None
+        self._reader = self._new()
         self._client: bytes | None = None
         self._ended = self._meddled = False
         #: The last command so far: the one ahead of the mark is none of the store's.
@@ -329,6 +333,7 @@ class Log:
 
         BackendAccessError where the user may not PING.
         """
+        self._replicas = backend._replicas
         self._mark(backend, self._marks[0], last=False)
         yield
         self._mark(backend, self._marks[1], last=True)
@@ -375,8 +380,11 @@ class Log:
             self._first = False
 
     def _begin(self, client: bytes) -> None:
-        self._reader, self._client, self._pending = Reader(self._options.name, self._options), client, None
+        self._reader, self._client, self._pending = self._new(), client, None
         self._first, self._logged, self._trouble, self._meddled = True, 0, "", False
+
+    def _new(self) -> Reader:
+        return Reader(self._options.name, self._options, self._replicas)
 
     def _read(self, words: list[bytes], at: float) -> None:
         if not self._trouble:

@@ -170,7 +170,7 @@ def test_with_a_replica(tmp_path: Path, states: Iterator[Path]) -> None:
             client.config_set("min-replicas-to-write", 1)
             assert client.wait(1, 20_000) == 1
         make = maker(server, LAYOUTS["path"], states)
-        with mock.patch.object(Reader, "_ask", autospec=True, side_effect=Reader._ask) as asked:
+        with mock.patch.object(Reader, "_asks", autospec=True, side_effect=Reader._asks) as asked:
             left, right = (observe(make, work, 1, from_server(server)) for work in (PAIRS[0].left, PAIRS[0].right))
         assert asked.call_count >= 8
     assert left.shown == right.shown == audible(left.simulated(joint=False, remote=True).shown)
@@ -205,6 +205,10 @@ FOLDED = [
 ]
 READ = [b"MGET", X + b"00000001:01", X + b"00000001:00"]
 EARLY, LATE = [b"WAIT", b"1", b"50"], [b"WAIT", b"1", b"5000"]
+
+
+def test_how_often_replicas_are_asked() -> None:
+    assert len(parse([EARLY, *WRITE * 8, EARLY, *WRITE, LATE, LOOK[1], *WRITE * 64, LATE, LOOK[1]], "x", REGIONS)) == 73
 
 
 def test_each_form() -> None:
@@ -277,7 +281,7 @@ def test_each_form() -> None:
         ([[b"PEXPIRE", X + b"00000001:01", b"30000"]], "unexpected words: PEXPIRE"),
         ([EARLY, *WRITE, EARLY, *WRITE], "too often"),
         ([LATE, *WRITE], "unexpected order"),
-        ([LATE, LOOK[1], LATE, LOOK[1]], "unexpected order"),
+        ([LATE, LOOK[1], *WRITE * 63, LATE, LOOK[1]], "too often"),
         ([EARLY, LOOK[1]], "unexpected order"),
         ([LATE, LOOK[1], [b"WAIT", b"2", b"5000"]], "unexpected number"),
         ([LATE, LOOK[1], [b"WAIT", b"1", b"5001"]], "unexpected number"),
