@@ -28,7 +28,7 @@ import redis
 
 from oram.backends import RedisBackend, RedisOptions
 from oram.backends.redis.wire import pack
-from oram.errors import BackendAccessError, BackendError
+from oram.errors import BackendError
 from oram.testing.servers import Server, Told
 from oram.trace import Event, TraceBackend
 
@@ -239,6 +239,7 @@ class Reader:
         if _READ.fullmatch(letters):
             pass
         elif match := _TRANSACTION.fullmatch(letters) or _RENEWAL.fullmatch(letters):
+            self.executes("first" if "ME" in letters else "last")
             if match[1]:
                 self._asked = self._asks(self._asked, _ASK)
             self._transactions += 1
@@ -249,6 +250,11 @@ class Reader:
         if self._gets or self._sets or self._folds:
             self._trips.append(_Trip(self._gets, self._sets, self._folds))
             self._gets, self._sets, self._folds = [], [], []
+
+    def executes(self, order: str) -> None:
+        """Where this server's log has EXEC, "first" or "last" of what it executes. A store that wrote outside of its transactions would look like another."""
+        if self._fixed.setdefault("order", order.encode()) != order.encode():
+            raise ValueError("commands outside of their transaction")
 
     def _asks(self, before: int, least: int) -> int:
         """Replicas are asked now, after so many transactions; ``before`` was the last time."""
@@ -322,6 +328,7 @@ class Log:
         self._ended = self._meddled = False
         #: The last command so far: the one ahead of the mark is none of the store's.
         self._pending: tuple[list[bytes], float] | None = None
+        self._lead, self._order = list[list[bytes]](), ""
         self._first = True
         self._trouble = ""
         self._logged, self._sent = 0, list[int]()  # bytes: as the log shows them, and as the server counts them
@@ -329,28 +336,29 @@ class Log:
 
     @contextmanager
     def listening(self, backend: RedisBackend) -> Iterator[None]:
-        """Where the store's part begins and ends. backend: the store's, to whose connection belong two commands before and two behind it.
+        """Where the store's part begins and ends. backend: the store's, on whose connection is asked for the bytes so far, and said a mark: ahead of it in a
+        transaction, in which one sees where this server's log has EXEC.
 
         BackendAccessError where the user may not PING.
         """
+        link, (first, last) = backend._link, (pack(b"PING", mark) for mark in self._marks)
         self._replicas = backend._replicas
-        self._mark(backend, self._marks[0], last=False)
-        yield
-        self._mark(backend, self._marks[1], last=True)
 
-    def _mark(self, backend: RedisBackend, mark: bytes, *, last: bool) -> None:
-        link = backend._link
-        asked = [pack(b"PING", mark), pack(*_WHO)]
-
-        def work() -> list[Any]:
+        def begin() -> list[Any]:
             # one after the other: the bytes of the second are all there when it is executed, and no others
-            return [link.trip([command])[0] for command in (reversed(asked) if last else asked)]
+            return [*backend._transact([first]), *link.trip([pack(*_WHO)])]
 
-        replies = backend._call(work)
-        pong, info = reversed(replies) if last else replies
-        if pong != mark:
-            raise BackendAccessError("the user may not PING, which tells the store's connection from others")
-        self._connections.append(link.count)
+        def end() -> list[Any]:
+            return [*link.trip([pack(*_WHO)]), *link.trip([last])]
+
+        _, info = backend._call(begin)
+        self._note(link.count, info)
+        yield
+        info, _ = backend._call(end)
+        self._note(link.count, info)
+
+    def _note(self, connection: int, info: Any) -> None:
+        self._connections.append(connection)
         found = _TOTAL.search(info) if isinstance(info, bytes) else None
         if found is not None:
             self._sent.append(int(found[1]))
@@ -368,6 +376,8 @@ class Log:
             if self._pending is not None and self._pending[0] != _WHO:
                 self._read(*self._pending)
             self._pending, self._ended = None, True
+        elif self._lead:
+            self._led(told.words)
         else:
             words = told.words
             self._logged += len(b"*%d\r\n" % len(words)) + sum(len(b"$%d\r\n\r\n" % len(w)) + len(w) for w in words)
@@ -382,6 +392,17 @@ class Log:
     def _begin(self, client: bytes) -> None:
         self._reader, self._client, self._pending = self._new(), client, None
         self._first, self._logged, self._trouble, self._meddled = True, 0, "", False
+        lease = self._tag + b":lease"
+        self._lead, self._order = [[b"WATCH", lease], [b"GET", lease]], "first"
+
+    def _led(self, words: list[bytes]) -> None:
+        """What belongs to the transaction that the mark is in."""
+        if words == [b"EXEC"] and len(self._lead) == 2:
+            self._order = "last"
+        elif words == self._lead.pop(0):
+            self._reader.executes(self._order)
+        else:
+            self._trouble = self._trouble or "commands in an unexpected order"
 
     def _new(self) -> Reader:
         return Reader(self._options.name, self._options, self._replicas)
