@@ -34,7 +34,10 @@ class _Kept(RedisBackend):
 
 
 class Listener:
-    """Scratch stores on a server, and its own account of what they ask for. The user needs the right to MONITOR, and to the names of scratch stores."""
+    """Scratch stores on a server, and its own account of what they ask for.
+
+    The user needs the right to MONITOR and PING, and to the names of scratch stores; with that to CLIENT INFO, what the server refuses is found too.
+    """
 
     def __init__(self, url: str) -> None:
         self._options = RedisOptions.from_url(url)
@@ -72,10 +75,12 @@ class Listener:
     def _monitored(self, log: Log) -> Iterator[None]:
         """All that the server is told meanwhile goes to the log, line by line; the lines themselves are not kept."""
         mark, link = secrets.token_hex(16).encode(), self._link()
-        (reply,) = link.trip([pack(b"MONITOR")])
-        if reply != b"OK":
-            link.drop()
-            raise BackendAccessError("the user may not MONITOR, which shows what the server is told")
+        for words, expected in (([b"PING", mark], mark), ([b"MONITOR"], b"OK")):
+            if link.trip([pack(*words)]) != [expected]:
+                link.drop()
+                raise BackendAccessError(
+                    f"the user may not {words[0].decode()}: an audit of what the server is told needs both PING and MONITOR"
+                )
         failed: list[Exception] = []
 
         def listen() -> None:

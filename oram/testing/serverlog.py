@@ -28,7 +28,7 @@ import redis
 
 from oram.backends import RedisBackend, RedisOptions
 from oram.backends.redis.wire import pack
-from oram.errors import BackendAccessError, BackendError
+from oram.errors import BackendError
 from oram.testing.servers import Server, Told
 from oram.trace import Event, TraceBackend
 
@@ -37,8 +37,8 @@ __all__ = ["Log", "Reader", "audible", "from_server", "parse"]
 #: Bounds of one command: bytes of values, and keys.
 _CHUNK_BYTES, _CHUNK_KEYS = 8 << 20, 1 << 16
 
-#: Milliseconds of a WAIT ahead of a transaction, and transactions between two of these.
-_PATIENCE, _ASK = b"50", 8
+#: Milliseconds of a WAIT ahead of a transaction, and transactions between two of these; and between two for which everything else waits.
+_PATIENCE, _ASK, _AT_RISK = b"50", 8, 64
 
 #: A round trip, one letter a command; older servers log EXEC ahead of what it executes. r: an MGET that ends with the lease; B: a WAIT of both kinds.
 _BODY = "(?:W+(?:XF)*|(?:XF)+)"
@@ -114,10 +114,11 @@ class _Trip:
 class Reader:
     """Reads what one connection says, command by command, and keeps slots and lengths only.
 
-    options: of the store, which say how long its lease is and its patience with replicas; without, these are what the log says first.
+    options: of the store, which say how long its lease is and its patience with replicas; replicas: how many have to have a write. What is None is as the
+    log says it first.
     """
 
-    def __init__(self, name: str, options: RedisOptions | None = None) -> None:
+    def __init__(self, name: str, options: RedisOptions | None = None, replicas: int | None = None) -> None:
         self._prefix = b"{%s}:" % name.encode()
         self._lease, self._fold = self._prefix + b"lease", self._prefix + b"fold"
         self._fixed: dict[str, bytes] = {}
@@ -126,9 +127,11 @@ class Reader:
                 "lease": b"%d" % int(1000 * options.lease),
                 "wait": b"%d" % int(500 * options.timeout),
             }
+        if replicas is not None:
+            self._fixed["replicas"] = b"%d" % replicas
         self._letters, self._gets, self._sets, self._folds = "", list[_Slots](), list[list[_Slots]](), list[_Slots]()
         self._trips: list[_Trip] = []
-        self._transactions, self._asked, self._awaited = 0, -_ASK, -1
+        self._transactions, self._asked, self._awaited = 0, -_ASK, -_AT_RISK
         self._renewals: list[float] = []
 
     def hear(self, words: Sequence[bytes], at: float | None = None) -> None:
@@ -236,22 +239,28 @@ class Reader:
         if _READ.fullmatch(letters):
             pass
         elif match := _TRANSACTION.fullmatch(letters) or _RENEWAL.fullmatch(letters):
+            self.executes("first" if "ME" in letters else "last")
             if match[1]:
-                self._ask()
+                self._asked = self._asks(self._asked, _ASK)
             self._transactions += 1
-        elif _AWAIT.fullmatch(letters) and self._awaited < self._transactions:
-            self._awaited = self._transactions
+        elif _AWAIT.fullmatch(letters):
+            self._awaited = self._asks(self._awaited, _AT_RISK)
         else:
             raise ValueError("commands in an unexpected order")
         if self._gets or self._sets or self._folds:
             self._trips.append(_Trip(self._gets, self._sets, self._folds))
             self._gets, self._sets, self._folds = [], [], []
 
-    def _ask(self) -> None:
-        """The replicas, ahead of a transaction: of eight in turn at most one."""
-        if self._transactions - self._asked < _ASK:
+    def executes(self, order: str) -> None:
+        """Where this server's log has EXEC, "first" or "last" of what it executes. A store that wrote outside of its transactions would look like another."""
+        if self._fixed.setdefault("order", order.encode()) != order.encode():
+            raise ValueError("commands outside of their transaction")
+
+    def _asks(self, before: int, least: int) -> int:
+        """Replicas are asked now, after so many transactions; ``before`` was the last time."""
+        if self._transactions - before < least:
             raise ValueError("the replicas are asked too often")
-        self._asked = self._transactions
+        return self._transactions
 
 
 def _events(trip: _Trip, known: Mapping[bytes, tuple[str, int, int]], at: int) -> Iterator[Event]:
@@ -305,19 +314,21 @@ class Log:
     Which client the store is, the server says itself: the store's connection begins and ends with a random mark. All that this client says in between
     counts, whatever keys it names or does not. Of others one thing is looked at: none may name the store.
 
-    A log does not show everything (not what a server refuses, nor what is said to its administration). So the bytes are counted too, where the server
-    says how many a connection sent (Valkey 8, ``CLIENT INFO``): the log must account for each of them.
+    A log does not show everything: not what a server refuses, nor what is said to its administration. So the bytes are counted too, where the server
+    says how many a connection sent (``tot-net-in`` of CLIENT INFO): the log must account for each of them.
     """
 
     def __init__(self, options: RedisOptions) -> None:
         self._options = options
         self._marks = tuple(secrets.token_hex(16).encode() for _ in range(2))
         self._tag = b"{%s}" % options.name.encode()
-        self._reader = Reader(options.name, options)
+        self._replicas: int | None = None
+        self._reader = self._new()
         self._client: bytes | None = None
         self._ended = self._meddled = False
         #: The last command so far: the one ahead of the mark is none of the store's.
         self._pending: tuple[list[bytes], float] | None = None
+        self._lead, self._order = list[list[bytes]](), ""
         self._first = True
         self._trouble = ""
         self._logged, self._sent = 0, list[int]()  # bytes: as the log shows them, and as the server counts them
@@ -325,27 +336,29 @@ class Log:
 
     @contextmanager
     def listening(self, backend: RedisBackend) -> Iterator[None]:
-        """Where the store's part begins and ends. backend: the store's, to whose connection belong two commands before and two behind it.
+        """Where the store's part begins and ends. backend: the store's, on whose connection is asked for the bytes so far, and said a mark: ahead of it in a
+        transaction, in which one sees where this server's log has EXEC.
 
         BackendAccessError where the user may not PING.
         """
-        self._mark(backend, self._marks[0], last=False)
-        yield
-        self._mark(backend, self._marks[1], last=True)
+        link, (first, last) = backend._link, (pack(b"PING", mark) for mark in self._marks)
+        self._replicas = backend._replicas
 
-    def _mark(self, backend: RedisBackend, mark: bytes, *, last: bool) -> None:
-        link = backend._link
-        asked = [pack(b"PING", mark), pack(*_WHO)]
-
-        def work() -> list[Any]:
+        def begin() -> list[Any]:
             # one after the other: the bytes of the second are all there when it is executed, and no others
-            return [link.trip([command])[0] for command in (reversed(asked) if last else asked)]
+            return [*backend._transact([first]), *link.trip([pack(*_WHO)])]
 
-        replies = backend._call(work)
-        pong, info = reversed(replies) if last else replies
-        if pong != mark:
-            raise BackendAccessError("the user may not PING, which tells the store's connection from others")
-        self._connections.append(link.count)
+        def end() -> list[Any]:
+            return [*link.trip([pack(*_WHO)]), *link.trip([last])]
+
+        _, info = backend._call(begin)
+        self._note(link.count, info)
+        yield
+        info, _ = backend._call(end)
+        self._note(link.count, info)
+
+    def _note(self, connection: int, info: Any) -> None:
+        self._connections.append(connection)
         found = _TOTAL.search(info) if isinstance(info, bytes) else None
         if found is not None:
             self._sent.append(int(found[1]))
@@ -363,6 +376,8 @@ class Log:
             if self._pending is not None and self._pending[0] != _WHO:
                 self._read(*self._pending)
             self._pending, self._ended = None, True
+        elif self._lead:
+            self._led(told.words)
         else:
             words = told.words
             self._logged += len(b"*%d\r\n" % len(words)) + sum(len(b"$%d\r\n\r\n" % len(w)) + len(w) for w in words)
@@ -375,8 +390,22 @@ class Log:
             self._first = False
 
     def _begin(self, client: bytes) -> None:
-        self._reader, self._client, self._pending = Reader(self._options.name, self._options), client, None
+        self._reader, self._client, self._pending = self._new(), client, None
         self._first, self._logged, self._trouble, self._meddled = True, 0, "", False
+        lease = self._tag + b":lease"
+        self._lead, self._order = [[b"WATCH", lease], [b"GET", lease]], "first"
+
+    def _led(self, words: list[bytes]) -> None:
+        """What belongs to the transaction that the mark is in."""
+        if words == [b"EXEC"] and len(self._lead) == 2:
+            self._order = "last"
+        elif words == self._lead.pop(0):
+            self._reader.executes(self._order)
+        else:
+            self._trouble = self._trouble or "commands in an unexpected order"
+
+    def _new(self) -> Reader:
+        return Reader(self._options.name, self._options, self._replicas)
 
     def _read(self, words: list[bytes], at: float) -> None:
         if not self._trouble:

@@ -46,7 +46,8 @@ TELLS: dict[str, tuple[Said, str]] = {
     "a script": (lambda _, a: [[b"EVAL", b"return %d" % a, b"0"]], "unexpected command"),
     "how long the lease is": (lambda p, a: _renewal(p, 30_000 + a), "unexpected number: lease"),
     "how often it is renewed": (lambda p, a: _renewal(p, 30_000) if a % 2 else [], "renewed more often"),
-    "patience with replicas": (lambda _, a: [[b"WAIT", b"0", b"%d" % (a + 1)]], "unexpected number"),
+    "whether replicas are asked": (lambda _, a: [[b"WAIT", b"1", b"50"]] * (a % 2), "unexpected number: replicas"),
+    "for how long they are asked": (lambda _, a: [[b"WAIT", b"1", b"%d" % (a + 1)]], "unexpected number: replicas"),
     "a transaction taken back": (
         lambda p, a: [[b"MULTI"], [b"GET", p + b"%d" % a], [b"DISCARD"]],
         "unexpected command",

@@ -16,10 +16,10 @@ import pytest
 import redis
 
 import oram
-from oram.backends import RedisBackend
+from oram.backends import RedisBackend, RedisOptions
 from oram.errors import BackendError
 from oram.store import ObliviousStore
-from oram.testing.serverlog import Reader, audible, from_server, parse
+from oram.testing.serverlog import Log, Reader, audible, from_server, parse
 from oram.testing.servers import Server, redis_server
 from oram.testing.telling import TELLS, reading, telling, telling_elsewhere
 from oram.testing.worlds import PAIRS, RECORDS, Make, Pair, Work, observe
@@ -170,7 +170,7 @@ def test_with_a_replica(tmp_path: Path, states: Iterator[Path]) -> None:
             client.config_set("min-replicas-to-write", 1)
             assert client.wait(1, 20_000) == 1
         make = maker(server, LAYOUTS["path"], states)
-        with mock.patch.object(Reader, "_ask", autospec=True, side_effect=Reader._ask) as asked:
+        with mock.patch.object(Reader, "_asks", autospec=True, side_effect=Reader._asks) as asked:
             left, right = (observe(make, work, 1, from_server(server)) for work in (PAIRS[0].left, PAIRS[0].right))
         assert asked.call_count >= 8
     assert left.shown == right.shown == audible(left.simulated(joint=False, remote=True).shown)
@@ -207,6 +207,10 @@ READ = [b"MGET", X + b"00000001:01", X + b"00000001:00"]
 EARLY, LATE = [b"WAIT", b"1", b"50"], [b"WAIT", b"1", b"5000"]
 
 
+def test_how_often_replicas_are_asked() -> None:
+    assert len(parse([EARLY, *WRITE * 8, EARLY, *WRITE, LATE, LOOK[1], *WRITE * 64, LATE, LOOK[1]], "x", REGIONS)) == 73
+
+
 def test_each_form() -> None:
     log = [
         [*READ, LEASE],
@@ -223,10 +227,6 @@ def test_each_form() -> None:
         *LARGE,
         [b"EXEC"],
         *LOOK,
-        [WRITE[0][0]],
-        WRITE[2],
-        WRITE[1],
-        *LOOK,
     ]
     write = Event("write", "slots.1", (10, 63), 100, 1)
     assert parse(log, "x", REGIONS) == [
@@ -236,8 +236,42 @@ def test_each_form() -> None:
         Event("read", "slots.1", (1, 0), 100, 2),
         *[Event("xor", "slots.1", (1, 2), 100, 3)] * 2,
         Event("write", "meta.1", (0, 1), 8_000_000, 4),
-        replace(write, trip=5),
     ]
+
+
+def test_exec_is_ahead_of_what_it_executes_or_behind_but_always_the_same() -> None:
+    """A transaction with nothing in it, and its commands by themselves, would look like a log of the other kind."""
+    ahead = [WRITE[0], WRITE[2], WRITE[1], *LOOK]
+    assert parse(ahead * 2, "x", REGIONS) == parse(WRITE * 2, "x", REGIONS)
+    for log in ([*ahead, *WRITE], [*WRITE, *ahead], [*ahead, *RENEWAL]):
+        with pytest.raises(ValueError, match="outside of their transaction"):
+            parse(log, "x", REGIONS)
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_which_of_both_the_mark_tells(order: str) -> None:
+    options = RedisOptions(name="x")
+    log = Log(options)
+    mark, end = ([b"PING", mark] for mark in log._marks)
+
+    def said(*commands: list[bytes]) -> list[bytes]:
+        return [b'1.0 [0 127.0.0.1:9] "' + b'" "'.join(words) + b'"' for words in commands]
+
+    multi, execute = [b"MULTI"], [b"EXEC"]
+    lead = [multi, mark, execute, *LOOK] if order == "last" else [multi, execute, mark, *LOOK]
+    write = [b"MSET", X + b"00000001:0a", b"x" * 100]
+    for last in (True, False):
+        log = Log(options)
+        log._marks = (mark[1], end[1])
+        log._connections = [1, 1]
+        body = [multi, write, execute, *LOOK] if last else [multi, execute, write, *LOOK]
+        for line in said(*lead, *body, end):
+            log.hear(line)
+        if (order == "last") is last:
+            assert log.events(REGIONS) == [Event("write", "slots.1", (10,), 100, 0)]
+        else:
+            with pytest.raises(ValueError, match="outside of their transaction"):
+                log.events(REGIONS)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +311,7 @@ def test_each_form() -> None:
         ([[b"PEXPIRE", X + b"00000001:01", b"30000"]], "unexpected words: PEXPIRE"),
         ([EARLY, *WRITE, EARLY, *WRITE], "too often"),
         ([LATE, *WRITE], "unexpected order"),
-        ([LATE, LOOK[1], LATE, LOOK[1]], "unexpected order"),
+        ([LATE, LOOK[1], *WRITE * 63, LATE, LOOK[1]], "too often"),
         ([EARLY, LOOK[1]], "unexpected order"),
         ([LATE, LOOK[1], [b"WAIT", b"2", b"5000"]], "unexpected number"),
         ([LATE, LOOK[1], [b"WAIT", b"1", b"5001"]], "unexpected number"),
