@@ -53,7 +53,13 @@ class Results:
     complete: bool = False
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        """A row a line."""
+        found = {name: value for name, value in asdict(self).items() if not isinstance(value, list)}
+        text = json.dumps(found, indent=1).removesuffix("\n}")
+        for name, rows in asdict(self).items():
+            if isinstance(rows, list):
+                text += f',\n "{name}": [' + ",".join(f"\n  {json.dumps(row)}" for row in rows) + "\n ]"
+        return text + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Results:
@@ -233,9 +239,7 @@ class _Running:
         rates = [sum(counts) / sum(seconds) for seconds, counts in self.turns]
         times = np.sort(np.array(latencies)) * 1e3
         n = len(times)
-        beyond = np.unique(
-            np.concatenate([np.linspace(0, n - 1, 101), n - np.geomspace(1, n, 101)]).round().astype(int)
-        )
+        beyond = np.unique(np.concatenate([np.linspace(0, n - 1, 41), n - np.geomspace(1, n, 61)]).round().astype(int))
         return {
             "subject": self.subject.name,
             "calls": len(latencies),
