@@ -69,7 +69,7 @@ def free_port() -> int:
 
 
 def _free_with_bus() -> int:
-    """Such a port with that of a cluster's bus."""
+    """Such a port, where nobody listens on that of a cluster's bus either."""
     while True:
         port = free_port()
         with socket.socket() as probe, suppress(OSError, OverflowError):

@@ -518,6 +518,19 @@ def test_what_the_server_sees_of_a_store(server: Server, name: str, tmp_path: Pa
     assert b"MGET" in {command for command, _, _ in shapes[:each]}
 
 
+def test_another_server_for_the_tests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The one that is named, or none: never another one in its place."""
+    program = tmp_path / "some-server"
+    program.write_text("#!/bin/sh\necho Bad directive\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("ORAM_TEST_SERVER", str(program))
+    assert server_binary() == program
+    assert server_binary(tls=True) is None
+    monkeypatch.setenv("ORAM_TEST_SERVER", str(tmp_path / "no-server"))
+    with pytest.raises(RuntimeError, match="no-server"):
+        server_binary()
+
+
 def test_a_store_that_is_erased(server: Server, name: str, tmp_path: Path) -> None:
     """Nothing of it is left, nor anything of another touched; and the place can be used again."""
     kept = oram.generate_key()

@@ -86,8 +86,8 @@ def name() -> str:
     return secrets.token_hex(8)
 
 
-def primaries(cluster: Cluster) -> list[Server]:
-    ports = {int(row[2][1]) for row in cluster.ask(cluster.nodes[0], "CLUSTER", "SLOTS")}
+def primaries(cluster: Cluster, says: Server | None = None) -> list[Server]:
+    ports = {int(row[2][1]) for row in cluster.ask(says or cluster.nodes[0], "CLUSTER", "SLOTS")}
     return [node for node in cluster.nodes if node.port in ports]
 
 
@@ -440,7 +440,7 @@ class Move:
         while self.some(100):
             pass
         identity = self._cluster.identity(self.target)
-        for node in (self.target, self._source, *primaries(self._cluster)):
+        for node in (self.target, self._source, *primaries(self._cluster, self._source)):
             self._cluster.ask(node, "CLUSTER", "SETSLOT", self._slot, "NODE", identity)
 
 
@@ -1018,13 +1018,14 @@ def test_a_move_whose_target_dies(cluster: Cluster, name: str, tmp_path: Path, a
         store.put_many(model)
         store.flush()
         move = Move(cluster, name)
-        target, replica = cluster.places(on(move.target, cluster))
+        own = on(move.target, cluster)
+        target, replica = cluster.places(own)
         if not asked:
             cut_off(cluster, target, replica)
         while move.some(100):
             pass
         with contextlib.closing(redis_py.Redis(port=target.port, single_connection_client=True)) as client:
-            client.set(f"{{{on(target, cluster)}}}", b"")
+            client.set(f"{{{own}}}", b"")
             assert client.wait(1, 1000) == asked
         if asked:
             cut_off(cluster, target, replica)

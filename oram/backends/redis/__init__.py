@@ -9,7 +9,7 @@ All keys of a store begin with ``{name}:``, so that one node of a cluster has al
     {name}:fence    how often the lease was taken, and the token of the last time
     {name}:regions  hash: region -> number, slots and slot size; under the empty name, the last number given out
     {name}:dropped  hash: number -> slots, of dropped regions whose slots are still being deleted
-    {name}:fold     the result of a BITOP, inside one transaction only
+    {name}:fold     the result of a BITOP, inside one transaction only; whoever asks for it elsewhere asks whether the store is being moved
     {name}:NUMBER:INDEX  a slot, both in hexadecimal and of a fixed width in each region
 
 Every write is a transaction that the server refuses where the lease changed since this client last looked at it (WATCH). The next look is part of the same
