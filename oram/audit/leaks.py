@@ -221,6 +221,10 @@ def _placed(coins: type[_InFront | _ByParity]) -> Callable[[ObliviousStore], Non
     return lambda store: _other_kernel(store, kernel)
 
 
+_FOR_A_RECORD = "slot for a record"
+_BY_PARITY, _IN_FRONT = _placed(_ByParity), _placed(_InFront)
+
+
 def _begins(position: Callable[[int, int], U32]) -> Callable[[ObliviousStore], None]:
     """The blocks of a tree are where they might have been had it been loaded with these positions: of so many blocks, at so many leaves."""
 
@@ -426,8 +430,8 @@ LIVE: tuple[Leak, ...] = (
     Leak("halves", "odd blocks live in one half of the tree, and even ones in the other", _TREES, _leaf(_halved)),
     Leak("coins thrown once", "which dummies are read is drawn from the same seed in every access", ("ring", "cuckoo"), _scheme_does(_same_coins)),
     Leak("the same functions", "a table has the hash functions of the one that it replaces", ("cuckoo",), _same_functions, "zipf", reopens=False),
-    Leak("slots by address", "a bucket has odd blocks in odd slots, and even ones in even slots", ("ring",), _placed(_ByParity), test="slot for a record"),
-    Leak("blocks in front", "a bucket has its blocks in its first slots, and dummies behind them", ("ring",), _placed(_InFront), test="slots fetched"),
+    Leak("slots by address", "a bucket has odd blocks in odd slots, and even ones in even ones", ("ring",), _BY_PARITY, test=_FOR_A_RECORD, reopens=False),
+    Leak("blocks in front", "a bucket has its blocks in its first slots, and dummies behind them", ("ring",), _IN_FRONT, test="slots fetched", reopens=False),
     Leak("a known block is free", "a get of a block that the client happens to hold makes no access", ("ring", "cuckoo"), _engine_skips(_is_held), "hot key"),
     Leak("a miss is free", "a get of a key that is not there makes no access", _ALL, _engine_skips(_is_miss), "misses"),
     Leak("its page first", "the page with the block that was asked for is written before the others", ("linear",), _its_page_first),

@@ -71,13 +71,16 @@ class Side:
     def ask(self, request: Request) -> None:
         """One request, and what the server saw of it."""
         with suppress(MissingKeyError):
-            if request.value is None:
-                self._store.get(request.key)
-            else:
-                self._store.put(request.key, request.value)
+            self._ask(request)
         sight = self.sights.see(self._trace.events, self._trace.state_commits)
         self._trace.clear()
         self._note(sight, request.record)
+
+    def _ask(self, request: Request) -> None:
+        if request.value is None:
+            self._store.get(request.key)
+        else:
+            self._store.put(request.key, request.value)
 
     def reopen(self) -> None:
         """Close the store and open it again, which is no access: exact checks see what the server saw of it. Nothing, of a store that cannot be."""

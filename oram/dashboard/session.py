@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from oram.audit.leaks import LEAKS, Leak
+from oram.audit.leaks import LIVE, Leak
 from oram.audit.running import ALPHA, Finding
 from oram.audit.sides import RECENT, SCHEMES, Side, oblivious, plain
 from oram.audit.workload import RECORDS, WORKLOADS
@@ -71,7 +71,7 @@ class Settings:
 
 def leaks_of(scheme: str) -> list[Leak]:
     """Those that can be turned on in a store of this scheme and be seen by these tests."""
-    return [leak for leak in LEAKS if leak.applies_to(scheme)]
+    return [leak for leak in LIVE if leak.applies_to(scheme)]
 
 
 def choices() -> dict[str, Any]:

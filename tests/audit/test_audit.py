@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,20 +20,23 @@ import redis as redis_py
 from scipy import stats as scipy_stats
 
 import oram
-from oram.audit import LEAKS, Target, audit, chance, named_workload, worlds
+from oram.audit import LEAKS, Target, audit, chance, named_workload, sights, worlds
 from oram.audit import verdict as verdict_module
 from oram.audit.chance import told_apart
+from oram.audit.leaks import LIVE
 from oram.audit.page import page
 from oram.audit.place import scratch
+from oram.audit.running import Finding, battery, chosen_for
 from oram.audit.verdict import _nothing_twice
 from oram.audit.worlds import compare, pairs_of
 from oram.backends import MemoryBackend
 from oram.cli import main
+from oram.engine import Engine
 from oram.errors import ParameterError
 from oram.params import SchemeParams
 from oram.testing.randomness import Coins, pinned
 from oram.testing.servers import Server, redis_server
-from oram.testing.statistics import LEVEL, Result
+from oram.testing.statistics import LEVEL, PERMUTATIONS, Result
 from oram.testing.worlds import PAIRS, OddWorldError, Pair
 from oram.trace import TraceBackend
 
@@ -62,7 +67,8 @@ def test_sound_stores_pass_and_each_leak_is_found(scheme: str, monkeypatch: pyte
     """Whole for Path; of the others one pair and no whole runs, which have tests of their own."""
     if scheme != "path":
         monkeypatch.setattr(verdict_module, "QUICK", worlds.QUICK[:1])
-        monkeypatch.setattr(chance, "told_apart", lambda *_, **__: Result("classifier", 0.5, 0.5, LEVEL))
+        apart = {True: Result("classifier", 1.0, 1e-10, LEVEL), False: Result("classifier", 0.5, 0.5, LEVEL)}
+        monkeypatch.setattr(chance, "told_apart", lambda *given: apart[given[3] is not None])
     verdict = audit(target(scheme), quick=True)
     assert verdict.outcome == "nothing found", verdict.summary
     assert {control.leak for control in verdict.controls} == {
@@ -158,6 +164,66 @@ def test_other_traffic_on_the_server_is_not_looked_at(server: Server) -> None:
         client.delete("foreign")
 
 
+BLIND: dict[str, tuple[object, str, object, set[tuple[str, str]]]] = {
+    "pairs": (worlds, "_differ", lambda *_: "", {("a miss is free", "gets: hits / misses"), ("a get journals less", "gets / puts")}),
+    "opened again": (worlds, "opened_again", lambda *_: worlds.Compared("opened again", 1, ""), {("a miss is free", "opened again")}),
+    "ciphertexts": (verdict_module, "_ciphertexts", lambda *_: [], {("a ciphertext is kept", "puts and gets"), ("two ciphertexts alike", "puts and gets")}),
+    "new stores": (verdict_module, "_new_stores", lambda *_: [], {("begins in order", "each record once"), ("begins as any other", "each record once")}),
+    "whole runs": (chance, "told_apart", lambda *_: Result("", 0.5, 0.5, LEVEL), {("the same again is free", "hot key, scan")}),
+    "requests": (chance, "on_input", lambda *_: Result("", 0.0, 1.0, LEVEL), {("halves", "hot key")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_a_kind_of_check_that_finds_nothing_is_noticed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the other kinds find, of stores that leak for it."""
+    where, name, blind, missed = BLIND[kind]
+    monkeypatch.setattr(where, name, blind)
+    monkeypatch.setattr(
+        verdict_module,
+        "LEAKS",
+        [
+            leak
+            for leak in LEAKS
+            if leak not in LIVE or leak.name in ("a miss is free", "a get journals less", "halves")
+        ],
+    )
+    with pinned(Coins(3)):
+        controls = verdict_module._controls(target("path"), 1200, 60, 1, lambda _: None)
+    assert {(control.leak, control.workload) for control in controls if not control.found_by} == missed
+
+
+def test_a_scan_that_is_free_in_an_empty_store_is_found() -> None:
+    pair = Pair("scans", lambda store: _scanned(store, 0), lambda store: _scanned(store, 20), bulk=True)
+    whole = Engine.scan
+
+    def free(engine: Engine) -> Any:
+        return iter(()) if engine.directory is not None and not len(engine.directory) else whole(engine)
+
+    with scratch(target("path")) as place:
+        (sound,) = compare(place, [pair], 1)
+        with mock.patch.object(Engine, "scan", free):
+            (odd,) = compare(place, [pair], 1)
+    assert (sound.trouble, odd.trouble) == ("", "the server saw two different things of the two workloads")
+
+
+def _scanned(store: oram.ObliviousStore, n: int) -> None:
+    for i in range(20):
+        if i < n:
+            store[b"%d" % i] = b"v"
+        else:
+            store.get(b"%d" % i)
+    list(store.items())
+
+
+def test_new_stores_are_alike_as_often_as_by_chance() -> None:
+    """P-values of sound stores, of which one is below the bound in one run of 100,000; those of the controls are tested where all of these are."""
+    begun = [chance.begin(target("path")) for _ in range(6)]
+    orders = [chance.in_order(each).p_value for each in begun]
+    alike = [chance.alike(a, b).p_value for a, b in pairwise(begun)]
+    assert min(orders + alike) > 1e-6
+
+
 def test_runs_are_told_apart_where_hits_are_free() -> None:
     leak = next(leak for leak in LEAKS if leak.name == "a known block is free")
     assert not told_apart(target("ring"), 80, 1, leak).passed
@@ -214,6 +280,54 @@ def test_power_of_chi_square() -> None:
     seen = draw.multinomial(n, weights / k, 4000)
     p = scipy_stats.chi2.sf(((seen - n / k) ** 2 / (n / k)).sum(axis=1), k - 1)
     assert np.mean(p <= level) == pytest.approx(chance.POWER**0.5, abs=0.01)
+
+
+def test_power_of_a_permutation_test() -> None:
+    """An alarm is a statistic above that of all permutations, which is a higher bar than the quantile at the level is on average."""
+    n, df, draw = 5000, 30, np.random.default_rng(4)
+    flaw = chance.uneven_permuted(n, df)
+    seen = draw.noncentral_chisquare(df, n * flaw**2, 4000)
+    found = draw.random(4000) < scipy_stats.chi2.cdf(seen, df) ** PERMUTATIONS  # no one of so many is as large
+    assert np.mean(found) == pytest.approx(chance.POWER**0.5, abs=0.005)
+    assert flaw > chance.uneven(n, LEVEL**0.5, df)
+
+
+def test_power_of_choices_for_kinds() -> None:
+    n, level, kinds, draw = 3000, 1e-9, 9, np.random.default_rng(5)
+    flaw = chance.uneven(n, level, 3 * kinds)
+    shares = np.where(np.arange(4) % 2, 1 - flaw, 1 + flaw) / 4
+    p = []
+    for _ in range(400):
+        quarter = draw.choice(4, n, p=shares)
+        p.append(
+            chosen_for(draw.integers(0, kinds, n), quarter * 25 + draw.integers(0, 25, n), np.full(n, 100)).p_value
+        )
+    assert np.mean(np.array(p) <= level) == pytest.approx(chance.POWER**0.5, abs=0.02)
+
+
+def test_power_is_that_of_the_last_look() -> None:
+    """Of whole runs, with all their looks: where slots come again as often as is said, they are found as often as is said, or more."""
+    draw, places, name = random.Random(6), 256, "same record, same slot"
+
+    def run(again: float) -> Finding:
+        test = next(each for each in battery(sights.PlainSights(places)) if each.finding.name == name)
+        last: dict[int, int] = {}
+        for i in range(1180):
+            record = draw.randrange(64)
+            stays = record in last and draw.random() < again
+            last[record] = last[record] if stays else draw.randrange(places)
+            test.see(sights.Sight((last[record],)), record)
+            if i % 25 == 0:
+                test.look()
+        test.look(last=True)
+        return test.finding
+
+    sound = run(0)
+    assert (sound.alarm, sound.looked) == (None, sound.seen)
+    smallest = chance.repeated(sound.looked, sound.level or 0.0, 1 / places)
+    assert f"{smallest:.2%}" in chance.detectable(sound, sights.PlainSights(places))
+    found = sum(run((smallest - 1 / places) / (1 - 1 / places)).alarm is not None for _ in range(80))
+    assert found >= 77  # of 79.6
 
 
 def test_power_of_kolmogorov_smirnov_is_a_bound() -> None:

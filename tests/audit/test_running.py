@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
-from oram.audit.running import ALPHA, MOST, Exact, Statistical, battery
+from oram.audit.running import ALPHA, MOST, Exact, Statistical, battery, choices_by, chosen_for
 from oram.audit.sides import oblivious, plain
-from oram.audit.sights import PlainSights, Sight
+from oram.audit.sights import Choice, PlainSights, Sight
 from oram.testing.statistics import Result
 
 
@@ -55,6 +56,50 @@ def test_an_alarm_is_at_the_level_and_stays() -> None:
     assert quiet.finding.alarm is None
     loud, _, _ = fed({at: level}, 1000)
     assert (loud.finding.alarm, loud.finding.state, loud.finding.seen) == (at, "alarm", 1000)
+
+
+def test_the_end_of_a_run_is_looked_at() -> None:
+    """What was seen since the last look, at a level of its own; once, and not where nothing came or too little is there."""
+    running, looks, levels = fed({999: 0.0}, 999)
+    before = running.finding
+    assert (before.looked, before.seen) == (looks[-1], 999)
+    assert looks[-1] < 999
+    running.look(last=True)
+    after = running.finding
+    assert (after.looked, after.alarm, looks[-1]) == (999, 999, 999)
+    assert after.level == pytest.approx(ALPHA / 4 / ((len(levels) + 1) * (len(levels) + 2)))
+    again, looks, _ = fed({}, 999)
+    again.look(last=True)
+    again.look(last=True)
+    assert looks.count(999) == 1
+    few, looks, _ = fed({}, 40)
+    few.look(last=True)
+    assert (few.finding.state, looks) == ("waiting", [])
+
+
+def test_choices_for_kinds_of_requests() -> None:
+    """Uniform choices are quiet whatever is asked for; those of one kind that prefer a half of the slots are not, at the level where they do."""
+    draw = np.random.default_rng(4)
+    kinds, levels = draw.integers(0, 2, 4000), np.arange(4000) % 5
+    sizes = draw.integers(5, 11, 4000)
+    ranks = draw.integers(0, sizes)
+    odd = np.where((levels == 3) & (kinds == 1), draw.integers(0, sizes // 2), ranks)
+    p_values = []
+    for even in (ranks, odd):
+        seen = [Choice(*each) for each in zip(*(a.tolist() for a in (levels, ranks, even, sizes)), strict=True)]
+        p_values.append(choices_by(seen, kinds).p_value)
+    assert p_values[0] > 1e-3
+    assert p_values[1] < 1e-9
+    with pytest.raises(ValueError, match="too few"):
+        choices_by(seen[:50], kinds[:50])
+
+
+def test_levels_of_choices_are_kept() -> None:
+    """Of many samples of uniform choices, as many have a p-value below a bound as it says, or fewer."""
+    draw = np.random.default_rng(5)
+    sizes = np.full(1000, 10)
+    p = [chosen_for(draw.integers(0, 9, 1000), draw.integers(0, 10, 1000), sizes).p_value for _ in range(2000)]
+    assert np.mean(np.array(p) < 0.01) < 0.02
 
 
 def test_before_the_first_look() -> None:

@@ -149,6 +149,37 @@ def test_ranks_of_cells_are_those_of_the_statistic() -> None:
         assert used_first([(each, sizes[side])]) == [(rank, sizes[side]) for rank in ranks[side]]
 
 
+@pytest.mark.parametrize("scheme", SEEN)
+def test_a_store_that_is_opened_again_is_as_its_simulator_says(scheme: str) -> None:
+    """Also what it is asked for then; and what it was asked for before is no longer known to be right if anything else showed at its opening."""
+    name = "cuckoo" if scheme not in SCHEMES else scheme
+    params = SEEN[scheme]
+    side = oblivious(name, None, None if isinstance(params, str) else params)
+    requests = WORKLOADS["zipf"].requests(3)
+    for turn in range(4):
+        for request in (next(requests) for _ in range(15 + turn)):
+            side.ask(request)
+        side.reopen()
+    exact = [finding for finding in side.findings if finding.level == 0.0]
+    assert [(finding.seen, finding.alarm) for finding in exact] == [(70, None)] * 2
+    assert side.accesses == 66
+    assert not side.sights.reopened((), ()).as_said
+
+
+def test_ranks_of_choices_are_those_of_both_orders() -> None:
+    """Of a bucket of ten slots with 1 and 4 read, slot 7 is the sixth; of the even ones first, the seventh."""
+    info = next(run("ring", 1))[2].info  # type: ignore[attr-defined]
+    seen = sights.RingSights(info)
+    found = sights.Sight()
+    seen.notice([Event("xor", "slots.1", (slot,), 1, 0) for slot in (1, 4, 7)], found)
+    assert found.choices[2] == sights.Choice(0, 5, 6, 8)
+    assert found.ranks[2] == (5, 8)
+    again = sights.Sight()
+    seen.notice([Event("read", "slots.1", (0, 2, 3, 5), 1, 0)], again)
+    assert sorted(size for _, size in again.fetched) == [4, 5, 6, 7]
+    assert not again.ranks
+
+
 def test_the_plain_store_shows_its_slots() -> None:
     side = plain()
     requests = WORKLOADS["misses"].requests(1)
