@@ -23,13 +23,28 @@ from oram.params import Table
 from oram.store import ObliviousStore
 from oram.testing.randomness import Coins, dealt, listen, looked_up, pinned, revealing
 from oram.testing.simulators import Dealt, Simulator, shown, simulator
-from oram.testing.worlds import PAIRS, Look, OddWorldError, Pair, View, Work, observe
+from oram.testing.worlds import PAIRS, RECORDS, Look, OddWorldError, Pair, View, Work, observe
 from oram.trace import Event, TraceBackend
 
 __all__ = ["BUILT_IN", "Compared", "comparable", "compare", "named_workload", "opened_again", "pairs_of"]
 
+
+def _scans(n: int) -> Work:
+    """A scan of a store that has n records."""
+
+    def run(store: ObliviousStore) -> None:
+        for i in range(RECORDS):
+            if i < n:
+                store[b"%d" % i] = b"v"
+            else:
+                store.get(b"%d" % i)
+        dict(store.items())
+
+    return run
+
+
 #: Pairs of workloads that are compared where the user brings none. Those in bulk are no accesses: beyond the simulator, and held against each other only.
-BUILT_IN: tuple[Pair, ...] = PAIRS
+BUILT_IN: tuple[Pair, ...] = (*PAIRS, Pair("scans: full / empty", _scans(RECORDS), _scans(0), bulk=True))
 QUICK = (
     "gets: hits / misses",
     "gets / puts",
