@@ -39,7 +39,7 @@ NOT_COVERED = (
     "the randomness of batches: statistics watch single accesses; pairs of workloads have batches too, under randomness that is given",
 )
 #: What the parts of an audit that were left out would have said, and what some stores have besides.
-_NOT_QUICK = "scans, bulk loads and clear, and other pairs of workloads: without --quick they are compared"
+_NOT_QUICK = "pairs of workloads that the quick audit leaves out, among them scans, bulk loads and clear"
 _NOT_OWN = "pairs of workloads other than the user's"
 _NOT_SHARDS = (
     "the log of each shard's server: what all of them are told together is looked at",
