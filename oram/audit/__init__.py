@@ -3,7 +3,7 @@
     place       scratch stores with the parameters of a store, and what the server saw of them
     worlds      exact checks: the simulator, and two workloads under the same randomness
     chance      statistical checks of the randomness itself, and what they could have found
-    verdict     all of it, with the same checks on stores that leak on purpose
+    verdict     all of it, with each kind of check on stores that leak on purpose for it
     page        the verdict for people
 
     workload    what is asked for

@@ -84,8 +84,10 @@ of the journal. If any of that depended on <em>what</em> was asked for, the serv
 <h2>Exact checks</h2><p>They have no false alarms. Two workloads are run under the same randomness: the server must see the very same, and exactly what a
 program says that knows the public parameters and that randomness, and nothing of what was asked.</p>{_table(exact)}
 <h2>Statistical checks</h2><p>What is left is whether the randomness itself is random, and tells nothing of what was asked. A small p-value is surprising; below the rate of false alarms
-it is an alarm. The last column says how large a flaw would have to be for this number of observations to show it.</p>{_table(chance)}
-<h2>The same checks on stores that leak on purpose</h2><p>Checks that accept everything are worth nothing. Each of these stores has one flaw, and was found out by the checks named, after so many accesses.</p>
+it is an alarm. The last column says how large a flaw would have to be for this number of observations to show it. These checks watch stores of the same
+scheme in memory, with nothing in the client's cache, where everything shows.</p>{_table(chance)}
+<h2>Each kind of check on stores that leak on purpose for it</h2><p>Checks that accept everything are worth nothing. Each of these stores has one flaw, which checks of one kind have to find:
+those named did, after so many accesses.</p>
 <div class="wide"><table><tr><th>flaw</th><th>accesses</th><th>found by</th></tr>{controls}</table></div>
 <h2>What this does not say anything about</h2><ul>{uncovered}</ul>
 <h2>What was audited</h2><pre>{html.escape(json.dumps({"target": target, "provenance": verdict.provenance}, indent=1, default=str))}</pre>

@@ -1,4 +1,4 @@
-"""The whole audit: checks of the scratch stores, the same checks on stores that leak on purpose, and what it comes to."""
+"""The whole audit: checks of the scratch stores, each kind of them on stores that leak on purpose for it, and what it comes to."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def _print(out: Any, verdict: Any, what: str) -> None:
         found, finds = check.found or "nothing", check.detectable or "nothing"
         checks.add_row(*plain(check.name, f"{check.observations:,}", level, p, found, finds))
     out.print(checks)
-    leaks = Table("flaw", "accesses", "found by", title="the same checks on stores that leak on purpose")
+    leaks = Table("flaw", "accesses", "found by", title="each kind of check on stores that leak on purpose for it")
     for control in verdict.controls:
         found = ", ".join(control.found_by) or "NOT FOUND"
         leaks.add_row(*plain(control.leak, f"{control.accesses:,}", found))
