@@ -47,11 +47,16 @@ EVERY_SECOND = {"test_crash.py::test_access", "test_crash.py::test_blocks"}
 #: Large products that take minutes: half of their cases, picked by their names, so that no value of any parameter is always left out. `make thorough` runs
 #: all.
 HALF = {
-    "test_crash.py::test_whole_store",
+    "test_costs.py::test_cuckoo",
+    "test_costs.py::test_ring",
+    "test_costs.py::test_store",
     "test_crash.py::test_access_of_ring",
+    "test_crash.py::test_whole_store",
     "test_failing_steps.py::test_operations",
+    "test_failing_steps.py::test_recovery",
     "test_listening.py::test_a_store_that_tells_the_address_is_found",
     "test_listening.py::test_sound_stores_pass",
+    "test_same.py::test_keyed",
     "test_server_log.py::test_two_worlds",
     "test_slots.py::test_every_slot",
     "test_what_the_server_sees.py::test_the_logged_read_again_and_nothing_else",
