@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import oram
+from oram.benchmark import Results
+from oram.benchmark.report import page
 
 project = "oram"
 release = version = oram.__version__
@@ -32,6 +35,7 @@ html_css_files = ["site.css"]
 # Made by a function, not by their constructors.
 _MADE = {"oram.ObliviousStore", "oram.Blocks", "oram.Stats", "oram.backends.Backend", "oram.backends.StateFile"}
 _MADE |= {"oram.backends.BufferBackend", "oram.backends.XorBackend"}
+_KEPT = max((Path(__file__).parents[1] / "bench" / "results").glob("*-oram-bench.json"))
 _NOT_RUN = re.compile(r"^<!-- not run: (.+) -->$", re.MULTILINE)
 _ARGUMENT = re.compile(r"([ZAS]|[a-z_]+(?:, [a-z_]+)*): ")
 
@@ -64,8 +68,15 @@ def _marks(_app: Any, _name: str, source: list[str]) -> None:
     source[0] = _NOT_RUN.sub(r"*Not run by the tests: \1.*\n", source[0])
 
 
+def _report(app: Any, error: Exception | None) -> None:
+    """The page of the kept run of ``oram bench``, beside the others."""
+    if error is None and app.builder.format == "html":
+        (Path(app.outdir) / "benchmark-report.html").write_text(page(Results.from_json(_KEPT.read_text())))
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls."""
+    app.connect("build-finished", _report)
     app.connect("source-read", _marks)
     app.connect("autodoc-process-docstring", _paragraphs)
     app.connect("autodoc-process-signature", _signature)
