@@ -54,7 +54,7 @@ def bench(
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="The same settings in TOML; flags come on top.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small stores and short runs: about half a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small stores and short runs: about a minute.")] = False,
     output: Annotated[
         Path | None,
         typer.Option(
