@@ -273,36 +273,38 @@ def _chance(
 
 
 def _on_input(target: Target, watched: chance.Watched, seed: int, leak: Leak | None) -> Check:
-    n = len(watched.shown)
-
-    def test(which: int) -> Result:
-        run = watched if which == 0 else chance.watch(target, watched.workload, watched.accesses, seed + 2, leak)
-        return chance.on_input(run, seed)
-
     says = "what shows is as for any other request, whether the hot key, another record, one that is not there or a put was asked for (permutations)"
-    name = f"dependence on the request ({watched.workload})"
-    try:
-        result = confirmed(test)
-    except ValueError:
-        return Check(name, says, "statistical", n, LEVEL, None, "", "")
-    trouble = "" if result.passed else "what showed depends on what was asked for"
-    detectable = chance.conditioned(n, watched.sights.places, len(set(watched.labels)))
-    return Check(name, says, "statistical", n, result.level, result.p_value, trouble, detectable)
+    return _depends(
+        target, watched, seed + 2, leak, "dependence on the request", says, "what showed depends on what was asked for", len(watched.shown),
+        lambda run: chance.on_input(run, seed), lambda run: chance.conditioned(len(run.shown), run.sights.places, len(set(run.labels))),
+    )  # fmt: skip
 
 
 def _slots_on_input(target: Target, watched: chance.Watched, seed: int, leak: Leak | None) -> Check:
-    def test(which: int) -> Result:
-        run = watched if which == 0 else chance.watch(target, watched.workload, watched.accesses, seed + 3, leak)
-        return chance.slots_on_input(run)
-
     says = "which slot of a bucket is read is as for any other request, whatever kind of request it was (chi-squares, by level)"
-    name, n = f"slots and the request ({watched.workload})", len(watched.choices)
+    return _depends(
+        target, watched, seed + 3, leak, "slots and the request", says, "which slots were read depended on what was asked for", len(watched.choices),
+        chance.slots_on_input, chance.slots_conditioned,
+    )  # fmt: skip
+
+
+def _depends(
+    target: Target, watched: chance.Watched, seed: int, leak: Leak | None, name: str, says: str, accuses: str, n: int,
+    test: Callable[[chance.Watched], Result], power: Callable[[chance.Watched], str],
+) -> Check:  # fmt: skip
+    """A test of a run, which is made again if it raises an alarm. seed: of that other run."""
+    name = f"{name} ({watched.workload})"
+
+    def tested(which: int) -> Result:
+        return test(watched if which == 0 else chance.watch(target, watched.workload, watched.accesses, seed, leak))
+
     try:
-        result = confirmed(test)
+        result = confirmed(tested)
     except ValueError:
         return Check(name, says, "statistical", n, LEVEL, None, "", "")
-    trouble = "" if result.passed else "which slots were read depended on what was asked for"
-    return Check(name, says, "statistical", n, result.level, result.p_value, trouble, chance.slots_conditioned(watched))
+    return Check(
+        name, says, "statistical", n, result.level, result.p_value, "" if result.passed else accuses, power(watched)
+    )
 
 
 def _new_stores(target: Target, leak: Leak | None, only: Sequence[str] = ()) -> list[Check]:

@@ -73,13 +73,12 @@ def blowup(scheme: str, N: int, B: int, scratch: Callable[[], Any]) -> dict[str,
             for name, shape in trace.regions().items()
             if name.startswith(("slots", "meta"))
         )
-        period = {"ring": 8 * int(store.info().get("A", 0)), "cuckoo": N}.get(scheme, 32)
         for first in range(0, 2 * N if scheme == "ring" else 64, 64):
             trace.clear()
             store.get_many([key_of((first + i) % (N // 2)) for i in range(64)])
         store.get(key_of(0))  # what the last batch has still to write
         trace.clear()
-        single = 64 if scheme == "linear" else period if scheme == "ring" else 192
+        single = {"linear": 64, "ring": 8 * int(store.info().get("A", 0))}.get(scheme, 192)
         for i in range(single):
             store.get(key_of(i % (N // 2)))
         counted, accesses = _counted(trace.events, single), single
